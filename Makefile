@@ -1,0 +1,86 @@
+# Penstock's commands in one place. Everything here can also be done with cmake --preset and ctest.
+
+SHELL  := /bin/bash
+LISTEN ?= 127.0.0.1:7000
+ARGS   ?=
+JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
+# make test TESTS='base\.' runs the tests whose names match.
+TESTS  ?= .
+
+INSTALL := bash tools/install_packages.sh
+SOURCES  = $(shell find $(wildcard include src tests examples bench fuzz) -type f \
+             \( -name '*.h' -o -name '*.cpp' -o -name '*.c' \) 2>/dev/null)
+CTEST   := ctest --output-on-failure --no-tests=error --no-label-summary -j$(JOBS) -R '$(TESTS)'
+
+# ThreadSanitizer's memory layout breaks when the kernel randomises more than 28 bits of an address.
+TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" -gt 28 ] \
+             && setarch -R true 2>/dev/null && echo setarch -R)
+
+.NOTPARALLEL:
+.PHONY: help run test tsan clang lint format format-check bench coverage install-packages clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## build and start an echo server (LISTEN=127.0.0.1:7000, ARGS=more options)
+	@$(INSTALL) build
+	@cmake --preset release -Wno-dev >/dev/null
+	@cmake --build build/release --target penstock_app -j$(JOBS)
+	@listen='$(LISTEN)'; host=$${listen%:*}; host=$${host#[}; host=$${host%]}; \
+	  printf "\nTry it from another terminal:\n\n    printf 'hello\\\\n' | nc -N %s %s\n\nCtrl-C ends it.\n\n" \
+	    "$${host:-127.0.0.1}" "$${listen##*:}"
+	@exec build/release/bin/penstock echo --listen '$(LISTEN)' $(ARGS)
+
+test: ## build with AddressSanitizer and UBSan, run every test (TESTS=regular expression)
+	@$(INSTALL) build test
+	@cmake --preset asan -Wno-dev >/dev/null
+	@cmake --build build/asan -j$(JOBS)
+	@$(CTEST) --test-dir build/asan
+
+tsan: ## build with ThreadSanitizer, run every test
+	@$(INSTALL) build test
+	@cmake --preset tsan -Wno-dev >/dev/null
+	@cmake --build build/tsan -j$(JOBS)
+	@$(TSAN_RUN) $(CTEST) --test-dir build/tsan
+
+clang: ## build with clang-19, run every test
+	@$(INSTALL) build test clang
+	@cmake --preset clang -Wno-dev >/dev/null
+	@cmake --build build/clang -j$(JOBS)
+	@$(CTEST) --test-dir build/clang
+
+lint: format-check ## check format and floors, run clang-tidy
+	@$(INSTALL) build test clang lint
+	@python3 tools/check_floors.py .
+	@cmake --preset clang -Wno-dev >/dev/null
+	@python3 tools/run_clang_tidy.py --build build/clang -j$(JOBS) $(ARGS)
+
+format: ## reformat all sources
+	@$(INSTALL) lint
+	@clang-format-19 -i $(SOURCES)
+
+format-check: ## fail if a source is not formatted
+	@$(INSTALL) lint
+	@clang-format-19 --dry-run -Werror $(SOURCES)
+
+bench: ## build the release and run the benchmarks (ARGS=options of bench/run.py)
+	@$(INSTALL) build bench
+	@cmake --preset release -Wno-dev >/dev/null
+	@cmake --build build/release -j$(JOBS)
+	@python3 bench/run.py $(ARGS)
+
+coverage: ## run every test under gcov, write build/coverage/report/index.html
+	@$(INSTALL) build test coverage
+	@cmake --preset coverage -Wno-dev >/dev/null
+	@cmake --build build/coverage -j$(JOBS)
+	@find build/coverage -name '*.gcda' -delete
+	@$(CTEST) --test-dir build/coverage
+	@mkdir -p build/coverage/report
+	@gcovr --root . --filter src/ --filter include/ -j $(JOBS) --exclude-throw-branches \
+	  --html-details build/coverage/report/index.html --print-summary build/coverage
+
+install-packages: ## install the Debian packages that all of the above need
+	@$(INSTALL) build test clang lint bench coverage
+
+clean: ## remove build/
+	rm -rf build

@@ -1,0 +1,54 @@
+// A payload that many connections, on many loops, queue without copying it: the means of a
+// broadcast. Owner: whoever holds a copy; the bytes go when the last copy goes. Thread-safe as a
+// shared_ptr to const is: the bytes never change, the count is atomic, one SharedBytes object
+// belongs to one thread at a time. It refuses to be written to.
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "penstock/base/counted.h"
+
+namespace penstock {
+
+/// Immutable counted bytes. Copying costs one atomic increment; an empty one holds no memory.
+class SharedBytes {
+ public:
+  /// No bytes.
+  SharedBytes() = default;
+  /// Takes over the string's memory. Throws std::bad_alloc, with `payload` left as it was.
+  explicit SharedBytes(std::string&& payload);
+  /// Takes over the vector's memory. Throws std::bad_alloc, with `payload` left as it was.
+  explicit SharedBytes(std::vector<std::byte>&& payload);
+  /// Copies the bytes, once. Throws std::bad_alloc.
+  static SharedBytes copy_of(std::span<const std::byte> bytes);
+
+  /// The bytes; valid while any copy of this object lives.
+  std::span<const std::byte> bytes() const noexcept {
+    return payload_ ? payload_->bytes : std::span<const std::byte>();
+  }
+  std::size_t size() const noexcept { return bytes().size(); }
+  bool empty() const noexcept { return size() == 0; }
+
+  /// Memory held by the payload, unused capacity included; 0 when empty.
+  std::size_t charge() const noexcept { return payload_ ? payload_->charge : 0; }
+
+ private:
+  struct Payload : Counted<Payload> {
+    virtual ~Payload() = default;
+
+    std::span<const std::byte> bytes;
+    std::size_t charge = 0;
+  };
+  template <class Container>
+  struct HoldingPayload;
+
+  template <class Container>
+  static CountedPtr<const Payload> hold(Container& container);
+
+  CountedPtr<const Payload> payload_;
+};
+
+}  // namespace penstock

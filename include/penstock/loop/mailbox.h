@@ -1,0 +1,105 @@
+// How other threads reach a loop: a queue of tasks behind a mutex, and a wake-up only for a loop that sleeps.
+// Mailboxes live in a table as long as the process does and are used again under a new generation, so a LoopId is
+// inert, never dangling, after its loop is gone.
+//
+// Rules
+//   1. Tasks of one producer run in the order posted. Each runs once or is destroyed unrun when the loop goes.
+//   2. No task runs and none is destroyed under the lock; the wake-up is written under it, so that it cannot meet a loop
+//      that is being destroyed.
+//   3. No wake-up is lost: the loop declares that it sleeps before it looks for mail once more, a producer leaves mail
+//      before it looks for a sleeper; both orders are sequentially consistent.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <vector>
+
+#include "penstock/base/result.h"
+
+namespace penstock {
+
+class IoBackend;
+
+/// Work for a loop. A task that throws is logged and counted.
+using Task = std::move_only_function<void()>;
+
+/// Names an event loop for ever; generation 0 names none.
+struct LoopId {
+  std::uint32_t slot = 0;
+  std::uint32_t generation = 0;
+
+  friend bool operator==(const LoopId&, const LoopId&) = default;
+};
+
+/// What became of a post.
+enum class PostResult : std::uint8_t {
+  posted,  ///< It will run, or be destroyed when the loop goes.
+  full,    ///< The loop's bound on posted bytes is reached; nothing has been taken.
+  closed,  ///< The loop is gone; nothing has been taken.
+};
+
+class Mailbox {
+ public:
+  /// Loops that can exist at a time.
+  static constexpr std::size_t kLoopsMax = 1024;
+
+  /// A task and the bytes it is charged with.
+  struct Item {
+    Task task;
+    std::size_t charge;
+  };
+
+  Mailbox(const Mailbox&) = delete;
+  Mailbox& operator=(const Mailbox&) = delete;
+
+  // -- Thread-safe --
+
+  /// Posts to the loop of that name. A task with a charge is refused over the bound; one without never is. When refused, `task`
+  /// is left as it was.
+  static PostResult post(LoopId id, Task&& task, std::size_t charge = 0);
+  PostResult post(Task&& task, std::size_t charge = 0);
+
+  // -- For the owning loop --
+
+  /// A mailbox for a new loop; `backend` is what wakes it. Error: out_of_loops.
+  static Result<Mailbox*> open(IoBackend& backend, std::size_t charge_max);
+  /// Refuses what comes from now on and hands over what has not run.
+  std::vector<Item> close();
+
+  LoopId id() const noexcept { return id_; }
+  /// Whether there may be mail. Cheap; no lock.
+  bool has_mail() const noexcept { return has_mail_.load(std::memory_order_acquire); }
+  /// Exchanges all mail for the empty vector `items`, and frees the charge of what was taken before.
+  void take(std::vector<Item>& items);
+  /// Declares that the loop is about to sleep. False: there is mail, do not.
+  [[nodiscard]] bool prepare_to_sleep() noexcept;
+  /// Declares that it no longer does.
+  void awake() noexcept;
+  /// Wake-ups written so far.
+  std::uint64_t wakeups_written() const noexcept {
+    return wakeups_written_.load(std::memory_order_relaxed);
+  }
+
+ private:
+  Mailbox() = default;
+
+  PostResult post_locked(Task&& task, std::size_t charge);
+
+  std::mutex mutex_;
+  // Under the mutex:
+  LoopId id_;
+  IoBackend* backend_ = nullptr;  // nullptr: closed
+  std::vector<Item> items_;
+  std::size_t charged_ = 0;        // of items_ and of those taken last
+  std::size_t taken_charge_ = 0;
+  std::size_t charge_max_ = 0;
+  // Read without it:
+  std::atomic<bool> has_mail_{false};
+  std::atomic<bool> sleeping_{false};
+  std::atomic<std::uint64_t> wakeups_written_{0};
+};
+
+}  // namespace penstock

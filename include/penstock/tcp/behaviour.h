@@ -1,0 +1,53 @@
+// What connections do: callbacks and limits, one immutable object shared by all connections of a server, on every loop.
+// Counted: it outlives the server if a connection still needs it. Thread-safe because it never changes.
+#pragma once
+
+#include <functional>
+#include <utility>
+
+#include "penstock/base/counted.h"
+#include "penstock/bytes/input_buffer.h"
+#include "penstock/tcp/close_report.h"
+#include "penstock/tcp/connection.h"
+#include "penstock/tcp/connection_limits.h"
+
+namespace penstock {
+
+/// What a connection calls, always on its loop. Const: state belongs in the connection's context. An empty one is skipped.
+/// A callback that throws ends its connection, not the loop. A callback may close, abort or swap anything.
+struct ConnectionCallbacks {
+  template <class... Arguments>
+  using Callback = std::move_only_function<void(TcpConnection&, Arguments...) const>;
+
+  /// The connection is up.
+  Callback<> on_connect{};
+  /// Input has arrived. What is not consumed is offered again with what comes next.
+  Callback<InputBuffer&> on_message{};
+  /// The peer has finished sending. Without this callback the connection answers with finish() when its output has gone and no
+  /// hold is left; with it, the callback decides (and the half-close limit applies).
+  Callback<> on_peer_finished{};
+  /// Everything accepted for sending has been taken by the kernel. Once per drain, not per send.
+  Callback<> on_write_complete{};
+  /// Output has risen above the high-water mark. Alternates strictly with on_low_water.
+  Callback<> on_high_water{};
+  /// Output has fallen to the low-water mark.
+  Callback<> on_low_water{};
+  /// The connection has ended: exactly once, and nothing after it.
+  Callback<const CloseReport&> on_close{};
+};
+
+/// Callbacks and limits together.
+struct Behaviour final : Counted<Behaviour> {
+  Behaviour(ConnectionCallbacks its_callbacks, ConnectionLimits its_limits)
+      : callbacks(std::move(its_callbacks)), limits(its_limits) {}
+
+  const ConnectionCallbacks callbacks;
+  const ConnectionLimits limits;
+};
+
+/// Makes a behaviour, for TcpConnection::set_behaviour and adopted descriptors.
+inline BehaviourPtr make_behaviour(ConnectionCallbacks callbacks, ConnectionLimits limits = {}) {
+  return BehaviourPtr(new Behaviour(std::move(callbacks), limits));
+}
+
+}  // namespace penstock

@@ -1,0 +1,310 @@
+// A TCP connection, the same for every back-end: a state machine between the stream seam and the user's callbacks.
+// Owned by its loop's ConnectionTable; loop's thread only (cross with handle()). User code sees it inside callbacks as
+// TcpConnection&; it may close it, never delete it, and must not keep the reference beyond on_close.
+//
+//   Open -> (half closed in | half closed out) -> draining -> closed
+//
+// Rules
+//   1. send() never runs user code, never blocks, and never calls the kernel for a small payload: small ones leave merged, when the handler
+//      returns or before the loop waits. A large one goes at once, behind what is queued.
+//   2. What is accepted leaves in order, whole, once, or is reported in on_close as discarded.
+//   3. Whether to read is recomputed from state: not while the user has paused, nor while output is above the high-water
+//      mark. The water-mark callbacks only notify.
+//   4. on_close comes exactly once, in the notify step of a turn, and is the last.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <typeinfo>
+#include <utility>
+#include <vector>
+
+#include "penstock/base/clock.h"
+#include "penstock/base/intrusive_list.h"
+#include "penstock/base/slot_table.h"
+#include "penstock/bytes/input_buffer.h"
+#include "penstock/bytes/output_queue.h"
+#include "penstock/bytes/shared_bytes.h"
+#include "penstock/io/io_backend.h"
+#include "penstock/loop/event_loop.h"
+#include "penstock/loop/timer_queue.h"
+#include "penstock/os/socket_address.h"
+#include "penstock/base/counted.h"
+#include "penstock/tcp/close_report.h"
+#include "penstock/tcp/connection_handle.h"
+
+namespace penstock {
+
+class ConnectionTable;
+class TcpConnection;
+struct Behaviour;
+struct ConnectionCallbacks;
+struct ConnectionLimits;
+
+/// Callbacks and limits shared by many connections; see tcp/behaviour.h.
+using BehaviourPtr = CountedPtr<const Behaviour>;
+
+/// What became of a try_send.
+enum class SendOutcome : std::uint8_t {
+  accepted,                   ///< It will leave, in order.
+  accepted_above_high_water,  ///< The same; but output is above the high-water mark: wait for on_low_water.
+  full,                       ///< Refused over the hard cap or the memory budget; nothing has been taken.
+  closed,                     ///< Refused: this side has finished, or the connection has ended.
+};
+
+/// Who made a connection and wants to know when it is gone (a server does). Outlives the connection.
+class ConnectionOwner {
+ public:
+  /// Before on_connect.
+  virtual void connection_started(TcpConnection& connection) noexcept = 0;
+  /// Behind on_close; the connection is about to be destroyed. On its loop.
+  virtual void connection_ended(TcpConnection& connection) noexcept = 0;
+
+ protected:
+  ~ConnectionOwner() = default;
+};
+
+struct DirtyTag;
+struct NotifyTag;
+struct OwnerTag;
+
+class TcpConnection final : private StreamHandler,
+                            public ListLink<DirtyTag>,
+                            public ListLink<NotifyTag>,
+                            public ListLink<OwnerTag> {
+ public:
+  // -- Sending. Any payload may be empty; that does nothing. --
+
+  /// Sends a copy of the bytes; large ones are copied only as far as the kernel does not take them at once. If they are refused over the
+  /// hard cap, the connection ends with `overflow`: never silently short. On a connection that has ended or finished, it is dropped.
+  void send(std::span<const std::byte> payload);
+  void send(std::string_view payload) { send(std::as_bytes(std::span(payload))); }
+  void send(const char* text) { send(std::string_view(text)); }
+  /// Sends the object's own memory: a large payload is never copied.
+  void send(std::string&& payload);
+  void send(std::vector<std::byte>&& payload);
+  void send(SharedBytes payload);
+
+  /// Like send, but a refusal is answered and the payload left as it was.
+  [[nodiscard]] SendOutcome try_send(std::span<const std::byte> payload);
+  [[nodiscard]] SendOutcome try_send(std::string_view payload) {
+    return try_send(std::as_bytes(std::span(payload)));
+  }
+  [[nodiscard]] SendOutcome try_send(const char* text) { return try_send(std::string_view(text)); }
+  [[nodiscard]] SendOutcome try_send(std::string&& payload);
+  [[nodiscard]] SendOutcome try_send(std::vector<std::byte>&& payload);
+  [[nodiscard]] SendOutcome try_send(SharedBytes payload);
+
+  /// Bytes accepted and not yet taken by the kernel.
+  std::size_t queued_bytes() const noexcept { return output_.bytes(); }
+
+  // -- Ending. All idempotent, in any order; none runs user code. --
+
+  /// Sends FIN behind the last queued byte. Input still comes, until the peer finishes too.
+  void finish();
+  /// Finishes, and drops what the peer still sends, within the drain limits, so that it loses nothing of our output. No
+  /// more on_message.
+  void close();
+  /// Ends at once with a reset (RST). What was queued is discarded and reported.
+  void abort();
+  /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
+  void close_with_protocol_error();
+
+  /// Whether neither close(), abort() nor an error has ended it.
+  bool is_open() const noexcept { return phase_ == Phase::open; }
+
+  // -- Reading --
+
+  /// Stops on_message until resume_reading() has been called as often. Input that has arrived stays in the kernel. Counted.
+  void pause_reading();
+  void resume_reading();
+  /// Whether it is read right now: not paused by the user, nor by its own output.
+  bool is_reading() const noexcept { return receiving_; }
+
+  /// Keeps the connection open after the peer has finished, for a reply still being computed; release() takes it back. Counted.
+  void hold();
+  void release();
+
+  // -- What it is --
+
+  /// For other threads, and for keeping.
+  ConnectionHandle handle() const noexcept;
+  EventLoop& loop() const noexcept { return *loop_; }
+  const SocketAddress& peer_address() const noexcept { return peer_; }
+  /// The local end; asks the kernel. Empty when the connection has ended.
+  SocketAddress local_address() const;
+  /// The descriptor, for socket options and TCP_INFO; -1 when the connection has ended. Do not read, write or close it.
+  int descriptor() const noexcept { return stream_ != nullptr ? stream_->descriptor() : -1; }
+  /// When the input of this callback was received.
+  TimePoint receive_time() const noexcept { return loop_->now(); }
+  std::uint64_t bytes_received() const noexcept { return bytes_received_; }
+  std::uint64_t bytes_sent() const noexcept { return bytes_sent_; }
+
+  /// Gives it other callbacks and limits, from its next event on (protocol upgrade).
+  void set_behaviour(BehaviourPtr behaviour);
+
+  /// Makes the connection's own state, in place of any before; destroyed after on_close. Costs nothing when not used.
+  template <class T, class... Arguments>
+  T& emplace_context(Arguments&&... arguments) {
+    auto holder = std::make_unique<ContextOf<T>>(std::forward<Arguments>(arguments)...);
+    T& value = holder->value;
+    context_ = std::move(holder);
+    return value;
+  }
+  /// The state made by emplace_context<T>; asserts that there is one of this type.
+  template <class T>
+  T& context() const {
+    PENSTOCK_ASSERT(context_ != nullptr && context_->type() == typeid(T),
+                    "no context of this type; see emplace_context");
+    return static_cast<ContextOf<T>&>(*context_).value;
+  }
+  bool has_context() const noexcept { return context_ != nullptr; }
+
+  // -- For ConnectionTable --
+
+  TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr behaviour, ConnectionOwner* owner,
+                const SocketAddress& peer);
+  TcpConnection(const TcpConnection&) = delete;
+  TcpConnection& operator=(const TcpConnection&) = delete;
+  ~TcpConnection();
+
+  SlotId id() const noexcept { return id_; }
+  /// Takes over the socket and announces the connection. Error: the connection cannot be; erase it.
+  Result<void> start(UniqueFd fd);
+  void flush();
+  /// Runs what is due in the notify step. Answers whether the connection is over and may be erased.
+  bool notify();
+  ConnectionOwner* owner() const noexcept { return owner_; }
+
+ private:
+  enum class Phase : std::uint8_t { open, draining, closed };
+  enum class Release : std::uint8_t { orderly, reset };
+
+  struct Context {
+    Context() = default;
+    Context(const Context&) = delete;
+    Context& operator=(const Context&) = delete;
+    virtual ~Context() = default;
+    virtual const std::type_info& type() const noexcept = 0;
+  };
+  template <class T>
+  struct ContextOf final : Context {
+    template <class... Arguments>
+    explicit ContextOf(Arguments&&... arguments) : value(std::forward<Arguments>(arguments)...) {}
+    const std::type_info& type() const noexcept override { return typeid(T); }
+    T value;
+  };
+
+  // StreamHandler
+  void on_connected() override;
+  void on_received(std::span<const std::byte> bytes) override;
+  void on_peer_finished() override;
+  void on_sent(std::size_t bytes) override;
+  void on_failed(int error) override;
+  void on_closed() override;
+
+  // Sending
+  bool can_send() const noexcept;
+  bool reserve(std::size_t charge) noexcept;
+  template <class Append>
+  SendOutcome enqueue(std::size_t charge, Append append);
+  template <class Payload>
+  SendOutcome try_send_owned(Payload& payload);
+  SendOutcome send_at_once(std::span<const std::byte> payload);
+  SendOutcome accepted();
+  void end_if_refused(SendOutcome outcome);
+  void pump();
+  void take(std::size_t bytes) noexcept;
+  void output_drained();
+  void discard_output();
+  void mark_dirty();
+
+  // Reading
+  void deliver_input();
+  void keep_input(std::size_t offered);
+  bool settle_input() noexcept;
+  void drop_input() noexcept;
+  void end_input();
+  void update_flow();
+  void apply_reading();
+  bool may_deliver() const noexcept;
+
+  // Events and ends
+  void begin_event();
+  template <class Call>
+  void run_callback(Call call);
+  void after_handler();
+  void schedule_notify();
+  void report_end();
+  void finish_if_allowed();
+  void finish_if_drained();
+  void conclude_if_finished();
+  void conclude(CloseReason reason, Release how);
+  void conclude_timeout(TimeoutKind kind, Release how);
+
+  // Limits of time
+  void on_timer();
+  void arm_timer(TimePoint deadline);
+  TimePoint check_limits(TimePoint now);
+  TimePoint check_write_stall(TimePoint now);
+
+  const ConnectionCallbacks& callbacks() const noexcept;
+  const ConnectionLimits& limits() const noexcept;
+
+  // Hot: touched by every message.
+  Stream* stream_ = nullptr;
+  EventLoop* loop_;
+  ConnectionTable* table_;
+  BehaviourPtr behaviour_;
+  OutputQueue output_;
+  InputBuffer input_;
+  std::uint64_t bytes_received_ = 0;
+  std::uint64_t bytes_sent_ = 0;
+  TimePoint last_activity_;  // of the peer, or of the kernel taking output
+  SlotId id_;
+  std::uint16_t pauses_ = 0;
+  std::uint16_t holds_ = 0;
+  Phase phase_ = Phase::open;
+  bool in_handler_ = false;         // the user's code is running; sends wait until it returns
+  bool send_pending_ = false;       // the stream owes an on_sent
+  bool receiving_ = true;           // what the stream has been told
+  bool above_high_ = false;         // output passed the high-water mark and has not come down to the low one
+  bool notified_above_high_ = false;
+  bool finish_requested_ = false;
+  bool finished_ = false;           // FIN is out
+  bool input_ended_ = false;        // no more input will come
+  bool input_end_due_ = false;      // it ended while paused; to be dealt with on resume
+  bool broken_ = false;             // on_failed has come
+  bool output_broken_ = false;      // the kernel takes no more
+  bool pause_overridden_ = false;   // broken_pause_timeout has passed
+  bool stream_gone_ = false;        // on_closed has come
+  bool offer_input_ = false;        // kept input is to be offered again
+  bool write_complete_due_ = false;
+  bool reported_ = false;           // on_close has run, or is running
+
+  // Cold.
+  CloseReason reason_ = CloseReason::local;
+  TimeoutKind timeout_ = TimeoutKind::none;
+  int stall_unacknowledged_ = -1;  // SIOCOUTQ at the last sample
+  std::error_code error_;
+  std::uint64_t stall_bytes_sent_ = 0;
+  std::uint64_t output_discarded_ = 0;
+  std::uint64_t input_discarded_ = 0;
+  std::size_t input_charged_ = 0;  // of input_'s memory, to the loop's budget
+  std::uint64_t drained_ = 0;
+  TimePoint stall_since_ = kNever;  // kNever: output is not pending
+  TimePoint broken_at_ = kNever;
+  TimePoint drain_started_ = kNever;
+  TimePoint opened_at_;
+  Timer timer_;
+  BehaviourPtr next_behaviour_;
+  std::unique_ptr<Context> context_;
+  ConnectionOwner* owner_;
+  SocketAddress peer_;
+};
+
+}  // namespace penstock

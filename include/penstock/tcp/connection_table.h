@@ -1,0 +1,65 @@
+// All connections of one loop, whichever server or client made them: their slots, the lists that a turn works through, and what they
+// share. Owner: the loop (a LoopService); loop's thread.
+#pragma once
+
+#include <cstdint>
+
+#include "penstock/base/intrusive_list.h"
+#include "penstock/base/slot_table.h"
+#include "penstock/bytes/block_pool.h"
+#include "penstock/loop/event_loop.h"
+#include "penstock/tcp/connection.h"
+
+namespace penstock {
+
+/// Counters of a loop's connections since its start.
+struct ConnectionStatistics {
+  std::uint64_t opened = 0;
+  std::uint64_t closed = 0;
+  std::uint64_t refused = 0;      ///< Could not be registered with the kernel.
+  std::uint64_t stale_drops = 0;  ///< Operations through handles whose connection was gone.
+};
+
+class ConnectionTable final : public LoopService {
+ public:
+  explicit ConnectionTable(EventLoop& loop) : loop_(loop) {}
+
+  /// The table of a loop.
+  static ConnectionTable& of(EventLoop& loop) { return loop.service<ConnectionTable>(); }
+
+  /// Takes over a connected, nonblocking socket; runs on_connect. `owner` may be nullptr. Error: the descriptor has been closed, no callback has run.
+  Result<ConnectionHandle> adopt(UniqueFd fd, const SocketAddress& peer, BehaviourPtr behaviour,
+                                 ConnectionOwner* owner);
+
+  /// The connection of that slot and generation, or nullptr when it is gone or has ended.
+  TcpConnection* find(SlotId id) noexcept;
+
+  const ConnectionStatistics& statistics() const noexcept { return statistics_; }
+  std::size_t size() const noexcept { return connections_.size(); }
+
+  // -- LoopService --
+  void flush() override;
+  void notify() override;
+  void bury() override;
+  bool busy() const override { return !dirty_.empty() || !due_.empty(); }
+  void shut_down() override;
+  bool idle() const override { return connections_.size() == 0; }
+
+  // -- For TcpConnection and ConnectionHandle --
+  EventLoop& loop() noexcept { return loop_; }
+  BlockPool& pool() noexcept { return pool_; }
+  ConnectionStatistics& counters() noexcept { return statistics_; }
+  void mark_dirty(TcpConnection& connection) noexcept { dirty_.push_back(connection); }
+  void schedule_notify(TcpConnection& connection) noexcept { due_.push_back(connection); }
+
+ private:
+  EventLoop& loop_;
+  BlockPool pool_;
+  SlotTable<TcpConnection> connections_;
+  IntrusiveList<TcpConnection, DirtyTag> dirty_;
+  IntrusiveList<TcpConnection, NotifyTag> due_;
+  IntrusiveList<TcpConnection, NotifyTag> over_;
+  ConnectionStatistics statistics_;
+};
+
+}  // namespace penstock

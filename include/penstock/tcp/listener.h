@@ -1,0 +1,101 @@
+// A listening socket and the policy of accepting on it: when to pause, what to do when descriptors run out.
+// Owner: a server; loop's thread. It never spins: a shortage pauses it, with a back-off of 10 to 50 ms, until one of
+// our connections closes. It refuses to hand connections out: its owner does.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <system_error>
+
+#include "penstock/base/result.h"
+#include "penstock/io/io_backend.h"
+#include "penstock/loop/event_loop.h"
+#include "penstock/os/socket_address.h"
+#include "penstock/os/unique_fd.h"
+
+namespace penstock {
+
+/// Receives the connections of a listener.
+class ListenerOwner {
+ public:
+  virtual void connection_accepted(UniqueFd fd, const SocketAddress& peer) = 0;
+
+ protected:
+  ~ListenerOwner() = default;
+};
+
+struct ListenerOptions {
+  /// Connections the kernel may keep for us, complete and not yet accepted; capped by net.core.somaxconn.
+  int backlog = 4096;
+  /// TCP_USER_TIMEOUT of accepted connections; zero leaves the kernel's.
+  Duration user_timeout{};
+};
+
+/// Counters since the start.
+struct ListenerStatistics {
+  std::uint64_t accepted = 0;
+  std::uint64_t refused_for_descriptors = 0;  ///< Accepted with the reserve descriptor and closed at once.
+  std::uint64_t accept_errors = 0;            ///< accept4 failures that paused accepting.
+};
+
+class Listener final : private AcceptHandler {
+ public:
+  Listener(EventLoop& loop, ListenerOwner& owner) noexcept : loop_(loop), owner_(owner) {}
+  Listener(const Listener&) = delete;
+  Listener& operator=(const Listener&) = delete;
+  ~Listener() { close(); }
+
+  /// Binds and listens. Accepted sockets have TCP_NODELAY, and keep-alive after 60 s, every 10 s, 6 times. Errors: what
+  /// socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …); EAFNOSUPPORT for a Unix address.
+  Result<void> open(const SocketAddress& address, const ListenerOptions& options);
+  /// Its port refuses from now on; who is in the backlog is reset. Idempotent.
+  void close();
+  bool is_open() const noexcept { return open_; }
+
+  /// Leaves new connections in the backlog (the owner is full). Idempotent.
+  void pause();
+  void resume();
+  bool paused() const noexcept { return paused_by_owner_; }
+  /// Whether it waits for descriptors or kernel memory. Thread-safe.
+  bool starved() const noexcept { return starved_.load(); }
+  /// Something of ours has been closed: accept again at once.
+  void retry_now();
+
+  /// The address it listens on, with the real port.
+  const SocketAddress& address() const noexcept { return address_; }
+  /// Thread-safe.
+  ListenerStatistics statistics() const noexcept;
+
+ private:
+  static constexpr Duration kBackOffMin = std::chrono::milliseconds(10);
+  static constexpr Duration kBackOffMax = std::chrono::milliseconds(50);
+  static constexpr int kRefusalsMax = 64;
+
+  void on_accepted(UniqueFd fd, const SocketAddress& peer) override;
+  void on_accept_failed(int error) override;
+  Result<UniqueFd> make_socket(const SocketAddress& address, const ListenerOptions& options);
+  void open_reserve();
+  void refuse_pending();
+  void apply();
+
+  EventLoop& loop_;
+  ListenerOwner& owner_;
+  ListenerId id_;
+  int fd_ = -1;  // the back-end's; for accepting with the reserve
+  UniqueFd reserve_;
+  SocketAddress address_;
+  std::atomic<std::uint64_t> accepted_{0};
+  std::atomic<std::uint64_t> refused_for_descriptors_{0};
+  std::atomic<std::uint64_t> accept_errors_{0};
+  Duration back_off_ = kBackOffMin;
+  Timer retry_timer_ = Timer::calling<&Listener::retry_now>(*this);
+  bool open_ = false;
+  bool paused_by_owner_ = false;
+  std::atomic<bool> starved_{false};
+};
+
+/// One line for a human: what was tried, why it failed and what to do about it.
+std::string describe_listen_error(const std::string& address, std::error_code error);
+
+}  // namespace penstock

@@ -1,0 +1,35 @@
+// Selector over epoll(7): the interest set lives in the kernel, the event array here; it grows when it comes back full.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "io/selector.h"
+#include "penstock/base/result.h"
+#include "penstock/os/kernel.h"
+#include "penstock/os/unique_fd.h"
+
+namespace penstock {
+
+class EpollSelector final : public Selector {
+ public:
+  static Result<std::unique_ptr<Selector>> create(Kernel& kernel);
+
+  int add(int fd, std::uint32_t events, Token token) override;
+  int change(int fd, std::uint32_t events, Token token) override;
+  int remove(int fd) override;
+  std::span<const epoll_event> wait(int timeout) override;
+
+ private:
+  explicit EpollSelector(Kernel& kernel, UniqueFd epoll_fd);
+
+  static constexpr std::size_t kEventsMin = 64;
+  static constexpr std::size_t kEventsMax = 1024;
+
+  Kernel& kernel_;
+  UniqueFd epoll_fd_;
+  std::vector<epoll_event> events_;
+  bool was_full_ = false;
+};
+
+}  // namespace penstock

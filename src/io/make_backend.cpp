@@ -1,0 +1,45 @@
+// Which back-ends there are, and how one is chosen.
+
+#include <cstdlib>
+
+#include "io/epoll_selector.h"
+#include "io/readiness_backend.h"
+#include "penstock/io/io_backend.h"
+
+namespace penstock {
+
+Result<Backend> parse_backend(std::string_view name) {
+  for (const Backend backend : {Backend::automatic, Backend::epoll, Backend::epoll_edge}) {
+    if (name == to_string(backend)) return backend;
+  }
+  return failure(Errc::unknown_backend);
+}
+
+std::string_view to_string(Backend backend) noexcept {
+  switch (backend) {
+    case Backend::automatic: return "auto";
+    case Backend::epoll: return "epoll";
+    case Backend::epoll_edge: return "epoll-et";
+  }
+  return "unknown";
+}
+
+Result<Backend> resolve_backend(Backend backend) {
+  if (backend != Backend::automatic) return backend;
+  const char* chosen = std::getenv("PENSTOCK_BACKEND");
+  if (chosen == nullptr || *chosen == '\0') return Backend::epoll;
+  const Result<Backend> named = parse_backend(chosen);
+  if (named && *named == Backend::automatic) return Backend::epoll;
+  return named;
+}
+
+Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel) {
+  const Result<Backend> resolved = resolve_backend(backend);
+  if (!resolved) return std::unexpected(resolved.error());
+  const Trigger trigger = *resolved == Backend::epoll_edge ? Trigger::edge : Trigger::level;
+  Result<std::unique_ptr<Selector>> selector = EpollSelector::create(kernel);
+  if (!selector) return std::unexpected(selector.error());
+  return ReadinessBackend::create(kernel, std::move(*selector), trigger, to_string(*resolved));
+}
+
+}  // namespace penstock

@@ -1,0 +1,87 @@
+// The back-end over a selector: epoll by level or by edge, poll. Owned by its loop; all but wake() on the loop's thread.
+#pragma once
+
+#include <memory>
+#include <string_view>
+#include <vector>
+
+#include "io/readiness_stream.h"
+#include "io/selector.h"
+#include "penstock/base/intrusive_list.h"
+#include "penstock/base/slot_table.h"
+#include "penstock/io/io_backend.h"
+
+namespace penstock {
+
+struct ListenerWorkTag;
+
+class ReadinessBackend final : public IoBackend {
+ public:
+  /// `name` outlives the back-end (a literal). Error: what eventfd and the selector answer.
+  static Result<std::unique_ptr<IoBackend>> create(Kernel& kernel,
+                                                   std::unique_ptr<Selector> selector,
+                                                   Trigger trigger, std::string_view name);
+  ~ReadinessBackend() override;
+
+  std::string_view name() const override { return name_; }
+  Result<Stream*> attach(UniqueFd fd, StreamHandler& handler) override;
+  Result<Stream*> connect(UniqueFd fd, const SocketAddress& peer, StreamHandler& handler) override;
+  Result<ListenerId> listen(UniqueFd fd, AcceptHandler& handler) override;
+  void pause_accepting(ListenerId id) override;
+  void resume_accepting(ListenerId id) override;
+  void close_listener(ListenerId id) override;
+  Result<WatchId> watch(int fd, Interest interest, WatchHandler& handler) override;
+  Result<void> change_watch(WatchId id, Interest interest) override;
+  void unwatch(WatchId id) override;
+  void poll(TimePoint deadline) override;
+  void wake() override;
+  const IoStatistics& statistics() const override { return statistics_; }
+
+ private:
+  static constexpr int kAcceptsPerTurn = 16;
+  static constexpr std::size_t kScratchSize = 64 * 1024;
+
+  struct Listener : ListLink<ListenerWorkTag> {
+    Listener(SlotId its_id, UniqueFd its_fd, AcceptHandler& its_handler) noexcept
+        : id(its_id), fd(std::move(its_fd)), handler(&its_handler) {}
+    SlotId id;
+    UniqueFd fd;
+    AcceptHandler* handler;
+    bool paused = false;
+  };
+
+  struct Watch {
+    Watch(SlotId its_id, int its_fd, WatchHandler& its_handler) noexcept
+        : id(its_id), fd(its_fd), handler(&its_handler) {}
+    SlotId id;
+    int fd;
+    WatchHandler* handler;
+    Interest interest = Interest::none;
+  };
+
+  ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> selector, Trigger trigger,
+                   std::string_view name, UniqueFd wake_fd);
+
+  int wait_milliseconds(TimePoint deadline);
+  void dispatch(std::uint32_t events, Token token);
+  void accept_from(SlotId id);
+  void serve_ready(StreamWorkList& streams, IntrusiveList<Listener, ListenerWorkTag>& listeners);
+  void serve_retries();
+  void bury();
+  std::uint32_t accept_events() const noexcept;
+  int apply_interest(Watch& watch, Interest interest);
+
+  Kernel& kernel_;
+  std::unique_ptr<Selector> selector_;
+  std::string_view name_;
+  UniqueFd wake_fd_;
+  std::vector<std::byte> scratch_;
+  ReadinessContext context_;
+  SlotTable<ReadinessStream> streams_;
+  SlotTable<Listener> listeners_;
+  SlotTable<Watch> watches_;
+  IntrusiveList<Listener, ListenerWorkTag> ready_listeners_;
+  IoStatistics statistics_;
+};
+
+}  // namespace penstock

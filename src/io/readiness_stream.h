@@ -1,0 +1,116 @@
+// A stream over readiness: recv when the selector says so, send until the kernel takes no more.
+// Owned by its ReadinessBackend, in a slot; loop's thread. It never reads SO_ERROR once connected: that would turn a
+// reset into a clean end (reliability K3).
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "io/selector.h"
+#include "penstock/base/clock.h"
+#include "penstock/base/intrusive_list.h"
+#include "penstock/io/io_backend.h"
+
+namespace penstock {
+
+/// How events are triggered: level (as long as it is so) or edge (when it becomes so).
+enum class Trigger : std::uint8_t { level, edge };
+
+class ReadinessStream;
+
+struct StreamWorkTag;
+struct StreamRetryTag;
+using StreamWorkList = IntrusiveList<ReadinessStream, StreamWorkTag>;
+using StreamRetryList = IntrusiveList<ReadinessStream, StreamRetryTag>;
+
+/// What the streams of one back-end share.
+struct ReadinessContext {
+  Kernel& kernel;
+  Selector& selector;
+  Trigger trigger;
+  std::span<std::byte> scratch;  // what recv fills; lent to one handler at a time
+  StreamWorkList ready{};        // to be served by the next poll() without an event
+  StreamWorkList dying{};        // closed; on_closed is due at the end of poll()
+  StreamRetryList retrying{};    // wait for the kernel to find memory
+};
+
+class ReadinessStream final : public Stream,
+                              public ListLink<StreamWorkTag>,
+                              public ListLink<StreamRetryTag> {
+ public:
+  ReadinessStream(SlotId id, ReadinessContext& context, int fd, StreamHandler& handler) noexcept
+      : context_(context), handler_(handler), id_(id), fd_(fd) {}
+
+  // -- Stream --
+  void start_receive() override;
+  void stop_receive() override;
+  SendResult send(std::span<const iovec> front) override;
+  SendResult offer(std::span<const iovec> front) override;
+  void finish() override;
+  void close() override;
+  void abort() override;
+  int descriptor() const override { return fd_; }
+
+  // -- For the back-end --
+
+  /// Registers an attached (connected) stream, or one whose connect() is under way. 0 or -errno.
+  int register_attached();
+  int register_connecting(bool done_already);
+
+  /// Serves an event, or a place on the ready list.
+  void on_event(std::uint32_t events);
+  void on_ready();
+  void on_retry(TimePoint now);
+
+  SlotId id() const noexcept { return id_; }
+  StreamHandler& handler() noexcept { return handler_; }
+  bool closed() const noexcept { return fd_ < 0; }
+  TimePoint retry_at() const noexcept { return retry_at_; }
+
+ private:
+  static constexpr std::size_t kReadBudgetBytes = 64 * 1024;  // per stream and turn
+  static constexpr int kReadBudgetCalls = 4;
+  static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
+  static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
+
+  bool edge() const noexcept { return context_.trigger == Trigger::edge; }
+  std::uint32_t wanted_events() const noexcept;
+  void update_interest();
+  void leave_selector() noexcept;
+  void make_ready();
+  void receive();
+  void notify_writable();
+  void end_input();
+  void report_failure(int error);
+  void finish_connect();
+  void retry_later();
+  SendResult transmit(std::span<const iovec> front);
+
+  // Hot: read for every event.
+  ReadinessContext& context_;
+  StreamHandler& handler_;
+  SlotId id_;
+  int fd_;
+  std::uint32_t armed_events_ = 0;
+  int send_error_ = 0;              // to be reported by the next poll()
+  bool registered_ = false;     // the selector knows the descriptor
+  bool connecting_ = false;
+  bool receiving_ = true;       // the owner wants input
+  bool readable_ = false;       // there may be input that no further event will announce
+  bool read_to_end_ = false;    // the last event named an end, an error or urgent data: a short read proves nothing
+  bool blocked_ = false;        // the kernel took less than all; on_sent is due
+  bool in_on_sent_ = false;
+  bool input_ended_ = false;    // on_peer_finished has been called
+  bool failed_ = false;         // on_failed has been called
+  bool send_starved_ = false;   // the kernel has no memory to send
+  bool receive_starved_ = false;
+
+  // Cold.
+  TimePoint retry_at_ = kNever;
+  Duration retry_delay_ = Duration::zero();
+};
+
+}  // namespace penstock

@@ -1,0 +1,341 @@
+#include "penstock/loop/event_loop.h"
+
+#include <algorithm>
+#include <exception>
+#include <string>
+
+#include "loop/signal_watcher.h"
+#include "penstock/base/assert.h"
+#include "penstock/base/log.h"
+
+namespace penstock {
+namespace {
+
+thread_local EventLoop* current_loop = nullptr;
+
+// Marks a loop as the one being turned. Many loops may take turns on one thread (a simulation does), never inside each other.
+class TurnScope {
+ public:
+  explicit TurnScope(EventLoop& loop) noexcept {
+    PENSTOCK_ASSERT(current_loop == nullptr, "a loop cannot be turned inside a turn");
+    current_loop = &loop;
+  }
+  TurnScope(const TurnScope&) = delete;
+  TurnScope& operator=(const TurnScope&) = delete;
+  ~TurnScope() { current_loop = nullptr; }
+};
+
+CountedPtr<MemoryBudget> budget_or_default(CountedPtr<MemoryBudget> budget, Kernel& kernel) {
+  if (budget) return budget;
+  return make_counted<MemoryBudget>(kernel.memory_limit() / 2);
+}
+
+std::uint64_t key_of(WatchId id) noexcept {
+  return (std::uint64_t{id.generation} << 32) | id.slot;
+}
+
+}  // namespace
+
+struct EventLoop::UserTimer {
+  UserTimer(EventLoop& its_loop, TimerId its_id, TimePoint when, Duration its_period,
+            Task its_task) noexcept
+      : loop(its_loop), id(its_id), due(when), period(its_period), task(std::move(its_task)) {}
+
+  void on_timer() { loop.fire(*this); }
+
+  EventLoop& loop;
+  TimerId id;
+  TimePoint due;
+  Duration period;  // zero: once
+  Task task;
+  bool cancelled = false;
+  Timer timer = Timer::calling<&UserTimer::on_timer>(*this);
+};
+
+struct EventLoop::UserWatch final : WatchHandler {
+  UserWatch(EventLoop& its_loop, WatchCallback its_callback) noexcept
+      : loop(its_loop), callback(std::move(its_callback)) {}
+
+  void on_ready(Readiness readiness) override {
+    try {
+      callback(readiness);
+    } catch (...) {
+      loop.report_exception("watch callback");
+    }
+  }
+
+  EventLoop& loop;
+  WatchCallback callback;
+};
+
+EventLoop::EventLoop(EventLoopOptions options)
+    : kernel_(options.kernel != nullptr ? *options.kernel : linux_kernel()),
+      memory_(budget_or_default(std::move(options.memory_budget), kernel_)) {
+  Result<std::unique_ptr<IoBackend>> backend = make_backend(options.backend, kernel_);
+  if (!backend) {
+    error_ = backend.error();
+    return;
+  }
+  Result<Mailbox*> mailbox = Mailbox::open(**backend, options.posted_bytes_max);
+  if (!mailbox) {
+    error_ = mailbox.error();
+    return;
+  }
+  backend_ = std::move(*backend);
+  mailbox_ = *mailbox;
+}
+
+Result<std::unique_ptr<EventLoop>> EventLoop::create(EventLoopOptions options) {
+  auto loop = std::make_unique<EventLoop>(std::move(options));
+  if (loop->error()) return std::unexpected(loop->error());
+  return loop;
+}
+
+EventLoop::~EventLoop() {
+  if (error_) return;
+  PENSTOCK_ASSERT(!running(), "a loop cannot be destroyed while it runs");
+  std::vector<Mailbox::Item> unrun = mailbox_->close();
+  const std::size_t dropped = unrun.size() + tasks_.size() - next_task_;
+  if (dropped > 0 && log_enabled(LogLevel::info)) {
+    log(LogLevel::info, "an event loop went with " + std::to_string(dropped) + " tasks unrun");
+  }
+  unrun.clear();
+  tasks_.clear();
+  next_task_ = 0;
+  user_timers_.clear();
+  for (const auto& [key, service] : services_) service->shut_down();
+  // Each turn ends what it can; a connection needs two. The bound is for a callback that makes new ones for ever.
+  constexpr int kTurnsMax = 1000;
+  const auto all_idle = [this] {
+    return std::ranges::all_of(services_, [](const auto& entry) { return entry.second->idle(); });
+  };
+  for (int turns = 0; !all_idle(); ++turns) {
+    PENSTOCK_ASSERT(turns < kTurnsMax, "connections keep being made while their loop is destroyed");
+    step();
+  }
+  services_.clear();
+  signals_.reset();
+  for (const auto& [key, watch] : user_watches_) {
+    backend_->unwatch(WatchId{SlotId{static_cast<std::uint32_t>(key),
+                                     static_cast<std::uint32_t>(key >> 32)}});
+  }
+}
+
+EventLoop* EventLoop::current() noexcept { return current_loop; }
+
+void EventLoop::assert_here() const noexcept {
+  PENSTOCK_ASSERT(in_loop() || !running(), "used outside its loop's thread: post a task or use a handle");
+}
+
+// -- Running ------------------------------------------------------------------------------------------------------------
+
+Result<void> EventLoop::run() {
+  if (error_) return std::unexpected(error_);
+  PENSTOCK_ASSERT(!running_.exchange(true), "the loop runs already");
+  do {
+    turn(Duration::max());
+  } while (!stop_requested_.exchange(false));
+  running_.store(false, std::memory_order_release);
+  return {};
+}
+
+void EventLoop::step(Duration longest_wait) {
+  PENSTOCK_ASSERT(!error_, "the loop could not be made; see error()");
+  PENSTOCK_ASSERT(!running_.exchange(true), "the loop runs already");
+  turn(longest_wait);
+  running_.store(false, std::memory_order_release);
+}
+
+void EventLoop::stop() noexcept {
+  if (error_) return;
+  stop_requested_.store(true);
+  if (!in_loop()) queue_in_loop([] {});  // wakes it
+}
+
+void EventLoop::turn(Duration longest_wait) {
+  const TurnScope scope(*this);
+  ++statistics_.turns;
+
+  run_tasks();                                                            // 1
+  statistics_.timers_fired += timers_.fire_due(now(), kTimersPerTurn);    // 2
+  for (const auto& [key, service] : services_) service->flush();          // 3
+
+  TimePoint deadline = TimePoint::min();
+  if (longest_wait > Duration::zero() && !anything_due() && mailbox_->prepare_to_sleep()) {
+    deadline = timers_.next_deadline();
+    if (longest_wait != Duration::max()) {
+      deadline = std::min(deadline, add_clamped(read_clock(), longest_wait));
+    }
+  }
+  backend_->poll(deadline);                                               // 4
+  mailbox_->awake();
+
+  for (const auto& [key, service] : services_) service->notify();         // 5
+  for (const auto& [key, service] : services_) service->bury();           // 6
+  ended_watches_.clear();
+}
+
+bool EventLoop::anything_due() {
+  if (next_task_ < tasks_.size() || stop_requested_.load(std::memory_order_relaxed)) return true;
+  for (const auto& [key, service] : services_) {
+    if (service->busy()) return true;
+  }
+  return false;
+}
+
+void EventLoop::run_tasks() {
+  if (next_task_ == tasks_.size()) {
+    if (!mailbox_->has_mail()) return;
+    tasks_.clear();
+    next_task_ = 0;
+    mailbox_->take(tasks_);
+  }
+  const std::size_t end = std::min(tasks_.size(), next_task_ + kTasksPerTurn);
+  while (next_task_ < end) {
+    // Moved out, so that what the task holds is released as soon as it has run.
+    Task task = std::move(tasks_[next_task_++].task);
+    ++statistics_.tasks_run;
+    try {
+      task();
+    } catch (...) {
+      report_exception("task");
+    }
+  }
+}
+
+void EventLoop::run_in_loop(Task task) {
+  if (!in_loop()) {
+    queue_in_loop(std::move(task));
+    return;
+  }
+  try {
+    task();
+  } catch (...) {
+    report_exception("task");
+  }
+}
+
+void EventLoop::queue_in_loop(Task task) {
+  if (mailbox_ != nullptr) static_cast<void>(mailbox_->post(std::move(task)));
+}
+
+void EventLoop::report_exception(const char* where) noexcept {
+  ++statistics_.exceptions;
+  try {
+    std::string line = std::string("a ") + where + " threw: ";
+    try {
+      throw;
+    } catch (const std::exception& exception) {
+      line += exception.what();
+    } catch (...) {
+      line += "something that is no std::exception";
+    }
+    log(LogLevel::error, line);
+  } catch (...) {
+    log(LogLevel::error, "a callback threw, and there is no memory to say what");
+  }
+}
+
+LoopStatistics EventLoop::statistics() const {
+  LoopStatistics statistics = statistics_;
+  statistics.wakeups_written = mailbox_->wakeups_written();
+  statistics.io = backend_->statistics();
+  return statistics;
+}
+
+// -- Timers ---------------------------------------------------------------------------------------------------------------
+
+TimerId EventLoop::next_timer_id() noexcept {
+  return {last_timer_id_.fetch_add(1, std::memory_order_relaxed) + 1};
+}
+
+TimerId EventLoop::run_at(TimePoint when, Task task) {
+  const TimerId id = next_timer_id();
+  run_in_loop([this, id, when, task = std::move(task)]() mutable {
+    add_timer(id, when, Duration::zero(), std::move(task));
+  });
+  return id;
+}
+
+TimerId EventLoop::run_after(Duration delay, Task task) {
+  return run_at(add_clamped(read_clock(), delay), std::move(task));
+}
+
+TimerId EventLoop::run_every(Duration period, Task task) {
+  const TimerId id = next_timer_id();
+  period = std::max(period, Duration(1));
+  const TimePoint first = add_clamped(read_clock(), period);
+  run_in_loop([this, id, first, period, task = std::move(task)]() mutable {
+    add_timer(id, first, period, std::move(task));
+  });
+  return id;
+}
+
+void EventLoop::cancel(TimerId id) {
+  run_in_loop([this, id] { cancel_here(id); });
+}
+
+void EventLoop::add_timer(TimerId id, TimePoint when, Duration period, Task task) {
+  auto timer = std::make_unique<UserTimer>(*this, id, when, period, std::move(task));
+  UserTimer& added = *timer;
+  user_timers_.emplace(id.value, std::move(timer));
+  timers_.schedule(added.timer, when);
+}
+
+void EventLoop::cancel_here(TimerId id) {
+  if (firing_timer_ != nullptr && firing_timer_->id == id) {
+    firing_timer_->cancelled = true;  // it lives until its task returns
+    return;
+  }
+  user_timers_.erase(id.value);
+}
+
+void EventLoop::fire(UserTimer& timer) {
+  firing_timer_ = &timer;
+  try {
+    timer.task();
+  } catch (...) {
+    report_exception("timer");
+  }
+  firing_timer_ = nullptr;
+  if (timer.period == Duration::zero() || timer.cancelled) {
+    user_timers_.erase(timer.id.value);
+    return;
+  }
+  timer.due = add_clamped(timer.due, timer.period);
+  if (timer.due <= now()) timer.due = add_clamped(now(), timer.period);
+  timers_.schedule(timer.timer, timer.due);
+}
+
+// -- Watches and signals --------------------------------------------------------------------------------------------------
+
+Result<WatchId> EventLoop::watch(int fd, Interest interest, WatchCallback callback) {
+  assert_here();
+  auto watch = std::make_unique<UserWatch>(*this, std::move(callback));
+  const Result<WatchId> id = backend_->watch(fd, interest, *watch);
+  if (id) user_watches_.emplace(key_of(*id), std::move(watch));
+  return id;
+}
+
+Result<void> EventLoop::change_watch(WatchId id, Interest interest) {
+  assert_here();
+  return backend_->change_watch(id, interest);
+}
+
+void EventLoop::unwatch(WatchId id) {
+  assert_here();
+  backend_->unwatch(id);
+  const auto found = user_watches_.find(key_of(id));
+  if (found == user_watches_.end()) return;
+  ended_watches_.push_back(std::move(found->second));
+  user_watches_.erase(found);
+}
+
+Result<void> EventLoop::on_signal(int signal_number,
+                                  std::move_only_function<void(int)> callback) {
+  assert_here();
+  if (!signals_) signals_ = std::make_unique<SignalWatcher>(*this);
+  return signals_->set(signal_number, std::move(callback));
+}
+
+}  // namespace penstock

@@ -1,0 +1,748 @@
+#include "penstock/tcp/connection.h"
+
+#include <algorithm>
+#include <array>
+#include <new>
+
+#include "penstock/base/assert.h"
+#include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/connection_table.h"
+
+namespace penstock {
+namespace {
+
+// From this size on a payload goes to the kernel at once and uncopied; below it, copying is cheaper than a system call of its own.
+constexpr std::size_t kLargePayload = 4096;
+// Small payloads that have gathered to this leave without waiting for the handler to return.
+constexpr std::size_t kFlushBytes = std::size_t{64} * 1024;
+// Pieces of one gathered send; the stream seam takes no more.
+constexpr std::size_t kGatherMax = 64;
+
+}  // namespace
+
+std::string_view to_string(CloseReason reason) noexcept {
+  switch (reason) {
+    case CloseReason::eof: return "eof";
+    case CloseReason::reset: return "reset";
+    case CloseReason::truncated: return "truncated";
+    case CloseReason::timeout: return "timeout";
+    case CloseReason::overflow: return "overflow";
+    case CloseReason::protocol: return "protocol";
+    case CloseReason::local: return "local";
+  }
+  return "unknown";
+}
+
+std::string_view to_string(TimeoutKind kind) noexcept {
+  switch (kind) {
+    case TimeoutKind::none: return "none";
+    case TimeoutKind::idle: return "idle";
+    case TimeoutKind::write_stall: return "write_stall";
+    case TimeoutKind::half_close: return "half_close";
+    case TimeoutKind::unacknowledged: return "unacknowledged";
+  }
+  return "unknown";
+}
+
+inline const ConnectionCallbacks& TcpConnection::callbacks() const noexcept {
+  return behaviour_->callbacks;
+}
+inline const ConnectionLimits& TcpConnection::limits() const noexcept { return behaviour_->limits; }
+
+TcpConnection::TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr behaviour,
+                             ConnectionOwner* owner, const SocketAddress& peer)
+    : loop_(&table.loop()),
+      table_(&table),
+      behaviour_(std::move(behaviour)),
+      last_activity_(loop_->now()),
+      id_(id),
+      opened_at_(last_activity_),
+      timer_(Timer::calling<&TcpConnection::on_timer>(*this)),
+      owner_(owner),
+      peer_(peer) {}
+
+TcpConnection::~TcpConnection() {
+  PENSTOCK_ASSERT(stream_ == nullptr, "a connection cannot die before its stream");
+}
+
+Result<void> TcpConnection::start(UniqueFd fd) {
+  Result<Stream*> stream = loop_->backend().attach(std::move(fd), *this);
+  if (!stream) return std::unexpected(stream.error());
+  stream_ = *stream;
+  if (limits().idle_timeout > Duration::zero()) {
+    arm_timer(add_clamped(last_activity_, limits().idle_timeout));
+  }
+  if (callbacks().on_connect) {
+    in_handler_ = true;
+    run_callback([this] { callbacks().on_connect(*this); });
+    after_handler();
+  }
+  return {};
+}
+
+// -- Sending ------------------------------------------------------------------------------------------------------------
+
+bool TcpConnection::can_send() const noexcept {
+  return phase_ == Phase::open && !finish_requested_ && !output_broken_;
+}
+
+// Sets memory aside for what is about to be queued, or refuses it: over the connection's cap or the loops' budget.
+bool TcpConnection::reserve(std::size_t charge) noexcept {
+  const std::size_t cap = limits().output_max;
+  const std::size_t held = output_.charge();
+  if (cap != 0 && (charge > cap || held > cap - charge)) return false;
+  return loop_->memory().charge(charge);
+}
+
+template <class Append>
+SendOutcome TcpConnection::enqueue(std::size_t charge, Append append) {
+  if (!reserve(charge)) return SendOutcome::full;
+  try {
+    append();
+  } catch (...) {
+    loop_->memory().discharge(charge);
+    throw;
+  }
+  return accepted();
+}
+
+SendOutcome TcpConnection::accepted() {
+  const std::size_t queued = output_.bytes();
+  if (!send_pending_) {
+    if (queued >= kFlushBytes) {
+      pump();
+    } else if (!in_handler_) {
+      mark_dirty();
+    }
+  } else if (queued > limits().high_water) {
+    update_flow();
+  }
+  return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
+}
+
+SendOutcome TcpConnection::try_send(std::span<const std::byte> payload) {
+  loop_->assert_here();
+  if (!can_send()) return SendOutcome::closed;
+  if (payload.size() >= kLargePayload && !send_pending_) return send_at_once(payload);
+  return enqueue(output_.charge_of_copy(payload.size()),
+                 [&] { output_.append_copy(table_->pool(), payload); });
+}
+
+// The caller's bytes go to the kernel behind what is queued; what is not taken is copied. Whether the payload is accepted must not depend on
+// how much the kernel happens to take, so it is measured as if nothing were taken.
+SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
+  const std::size_t charge = output_.charge_of_copy(payload.size());
+  if (!reserve(charge)) return SendOutcome::full;
+  const std::size_t charged = output_.charge() + charge;
+
+  std::array<iovec, kGatherMax> pieces;
+  const std::size_t used = output_.front(std::span(pieces).first(kGatherMax - 1));
+  std::size_t gathered = 0;
+  for (std::size_t i = 0; i < used; ++i) gathered += pieces[i].iov_len;
+  if (gathered == output_.bytes()) {
+    pieces[used] = {.iov_base = const_cast<std::byte*>(payload.data()), .iov_len = payload.size()};
+    const SendResult result = stream_->offer(std::span(pieces).first(used + 1));
+    const std::size_t of_queue = std::min(result.taken, gathered);
+    output_.consume(table_->pool(), of_queue);
+    payload = payload.subspan(result.taken - of_queue);
+    bytes_sent_ += result.taken;
+    if (result.taken > 0) last_activity_ = loop_->now();
+    if (result.error != 0) {
+      loop_->memory().discharge(charged - output_.charge());
+      output_broken_ = true;
+      discard_output();
+      update_flow();
+      return SendOutcome::closed;
+    }
+  }
+  try {
+    output_.append_copy(table_->pool(), payload);
+  } catch (const std::bad_alloc&) {
+    // A part may have left already: going on would leave a gap.
+    loop_->memory().discharge(charged - output_.charge());
+    error_ = system_error(ENOMEM);
+    conclude(CloseReason::overflow, Release::reset);
+    return SendOutcome::closed;
+  }
+  loop_->memory().discharge(charged - output_.charge());
+  if (output_.empty()) {
+    output_drained();
+  } else {
+    pump();
+  }
+  return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
+}
+
+template <class Payload>
+SendOutcome TcpConnection::try_send_owned(Payload& payload) {
+  loop_->assert_here();
+  if (!can_send()) return SendOutcome::closed;
+  if (payload.size() < kLargePayload) {
+    if constexpr (std::is_same_v<Payload, SharedBytes>) {
+      return try_send(payload.bytes());
+    } else {
+      return try_send(std::as_bytes(std::span(payload)));
+    }
+  }
+  const SendOutcome outcome = enqueue(OutputQueue::charge_of(payload),
+                                      [&] { output_.append(std::move(payload)); });
+  if (outcome == SendOutcome::full || send_pending_ || output_.empty()) return outcome;
+  pump();
+  return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
+}
+
+SendOutcome TcpConnection::try_send(std::string&& payload) { return try_send_owned(payload); }
+SendOutcome TcpConnection::try_send(std::vector<std::byte>&& payload) {
+  return try_send_owned(payload);
+}
+SendOutcome TcpConnection::try_send(SharedBytes payload) { return try_send_owned(payload); }
+
+void TcpConnection::send(std::span<const std::byte> payload) { end_if_refused(try_send(payload)); }
+void TcpConnection::send(std::string&& payload) { end_if_refused(try_send_owned(payload)); }
+void TcpConnection::send(std::vector<std::byte>&& payload) {
+  end_if_refused(try_send_owned(payload));
+}
+void TcpConnection::send(SharedBytes payload) { end_if_refused(try_send_owned(payload)); }
+
+void TcpConnection::end_if_refused(SendOutcome outcome) {
+  if (outcome == SendOutcome::full) conclude(CloseReason::overflow, Release::reset);
+}
+
+void TcpConnection::mark_dirty() {
+  if (!ListLink<DirtyTag>::linked()) table_->mark_dirty(*this);
+}
+
+void TcpConnection::flush() {
+  if (phase_ == Phase::closed) return;
+  if (!output_.empty()) {
+    if (!send_pending_) pump();
+  } else {
+    finish_if_drained();
+  }
+}
+
+// The kernel has taken `bytes` from the front of the queue.
+void TcpConnection::take(std::size_t bytes) noexcept {
+  if (bytes == 0) return;
+  bytes_sent_ += bytes;
+  last_activity_ = loop_->now();
+  const std::size_t held = output_.charge();
+  output_.consume(table_->pool(), bytes);
+  loop_->memory().discharge(held - output_.charge());
+}
+
+// Lends the front of the queue to the stream until it takes no more.
+void TcpConnection::pump() {
+  ListLink<DirtyTag>::unlink();
+  while (!send_pending_ && !output_.empty()) {
+    std::array<iovec, kGatherMax> pieces;
+    const std::size_t used = output_.front(pieces);
+    const SendResult result = stream_->send(std::span(pieces).first(used));
+    take(result.taken);
+    if (result.error != 0) {
+      output_broken_ = true;
+      discard_output();
+      update_flow();
+      return;
+    }
+    send_pending_ = result.pending;
+  }
+  if (output_.empty()) {
+    output_drained();
+  } else if (stall_since_ == kNever) {
+    stall_since_ = loop_->now();
+    stall_bytes_sent_ = bytes_sent_;
+    stall_unacknowledged_ = -1;
+    if (limits().write_stall_timeout > Duration::zero()) {
+      arm_timer(add_clamped(stall_since_, limits().write_stall_timeout / 4));
+    }
+  }
+  update_flow();
+}
+
+void TcpConnection::output_drained() {
+  stall_since_ = kNever;
+  if (callbacks().on_write_complete) {
+    write_complete_due_ = true;
+    schedule_notify();
+  }
+  if (finish_requested_) finish_if_drained();
+}
+
+void TcpConnection::on_sent(std::size_t bytes) {
+  send_pending_ = false;
+  take(bytes);
+  pump();
+}
+
+// Nobody is lent any of it: the stream has failed or is gone.
+void TcpConnection::discard_output() {
+  ListLink<DirtyTag>::unlink();
+  send_pending_ = false;
+  stall_since_ = kNever;
+  if (output_.empty()) return;
+  output_discarded_ += output_.bytes();
+  const std::size_t held = output_.charge();
+  output_.clear(table_->pool());
+  loop_->memory().discharge(held);
+}
+
+// -- Reading ------------------------------------------------------------------------------------------------------------
+
+bool TcpConnection::may_deliver() const noexcept {
+  return phase_ == Phase::open && (pauses_ == 0 || pause_overridden_);
+}
+
+void TcpConnection::on_received(std::span<const std::byte> bytes) {
+  bytes_received_ += bytes.size();
+  last_activity_ = loop_->now();
+  if (phase_ == Phase::draining) {
+    input_discarded_ += bytes.size();
+    if (finished_) drained_ += bytes.size();
+    if (limits().drain_max != 0 && drained_ > limits().drain_max) {
+      conclude(reason_, Release::orderly);
+    }
+    return;
+  }
+  try {
+    input_.lend(bytes);
+    if (!may_deliver()) input_.keep_rest();
+  } catch (const std::bad_alloc&) {
+    input_discarded_ += bytes.size();
+    error_ = system_error(ENOMEM);
+    conclude(CloseReason::overflow, Release::orderly);
+    return;
+  }
+  if (may_deliver()) {
+    deliver_input();
+  } else {
+    settle_input();
+  }
+}
+
+void TcpConnection::deliver_input() {
+  begin_event();
+  const std::size_t offered = input_.size();
+  in_handler_ = true;
+  run_callback([this] {
+    if (callbacks().on_message) {
+      callbacks().on_message(*this, input_);
+    } else {
+      input_discarded_ += input_.size();
+      input_.consume(input_.size());
+    }
+  });
+  keep_input(offered);
+  after_handler();
+}
+
+void TcpConnection::keep_input(std::size_t offered) {
+  if (phase_ != Phase::open) {
+    drop_input();
+    return;
+  }
+  try {
+    input_.keep_rest();
+  } catch (const std::bad_alloc&) {
+    drop_input();
+    error_ = system_error(ENOMEM);
+    conclude(CloseReason::overflow, Release::orderly);
+    return;
+  }
+  if (!settle_input()) return;
+  const std::size_t left = input_.size();
+  if (left == offered && left >= limits().input_max && limits().input_max != 0 && pauses_ == 0) {
+    conclude(CloseReason::overflow, Release::orderly);
+  }
+}
+
+// Charges or discharges what input_ has grown or shrunk by. False: over budget, and the connection has ended.
+bool TcpConnection::settle_input() noexcept {
+  const std::size_t held = input_.charge();
+  if (held == input_charged_) return true;
+  if (held < input_charged_) {
+    loop_->memory().discharge(input_charged_ - held);
+  } else if (!loop_->memory().charge(held - input_charged_)) {
+    drop_input();
+    conclude(CloseReason::overflow, Release::orderly);
+    return false;
+  }
+  input_charged_ = held;
+  return true;
+}
+
+void TcpConnection::drop_input() noexcept {
+  input_discarded_ += input_.size();
+  input_.discard();
+  loop_->memory().discharge(std::exchange(input_charged_, 0));
+}
+
+void TcpConnection::on_peer_finished() {
+  last_activity_ = loop_->now();
+  if (phase_ == Phase::open && !may_deliver()) {
+    input_end_due_ = true;
+    apply_reading();
+    return;
+  }
+  end_input();
+}
+
+void TcpConnection::end_input() {
+  input_ended_ = true;
+  receiving_ = false;
+  if (broken_) {
+    conclude(CloseReason::reset, Release::orderly);
+    return;
+  }
+  if (phase_ == Phase::open) {
+    begin_event();
+    if (callbacks().on_peer_finished) {
+      in_handler_ = true;
+      run_callback([this] { callbacks().on_peer_finished(*this); });
+      after_handler();
+    } else {
+      finish_if_allowed();
+    }
+    if (phase_ != Phase::closed && limits().half_close_timeout > Duration::zero()) {
+      arm_timer(add_clamped(last_activity_, limits().half_close_timeout));
+    }
+  }
+  conclude_if_finished();
+}
+
+void TcpConnection::pause_reading() {
+  loop_->assert_here();
+  PENSTOCK_ASSERT(pauses_ < UINT16_MAX, "too many pauses without a resume");
+  ++pauses_;
+  apply_reading();
+}
+
+void TcpConnection::resume_reading() {
+  loop_->assert_here();
+  PENSTOCK_ASSERT(pauses_ > 0, "resume_reading() without pause_reading()");
+  if (--pauses_ > 0 || phase_ != Phase::open) return;
+  if (!input_.empty() || input_end_due_) {
+    offer_input_ = true;
+    schedule_notify();
+  }
+  apply_reading();
+}
+
+// The water marks follow the queue; hysteresis lies between them.
+void TcpConnection::update_flow() {
+  if (phase_ == Phase::closed) return;
+  const std::size_t queued = output_.bytes();
+  if (!above_high_ && queued > limits().high_water) {
+    above_high_ = true;
+  } else if (above_high_ && queued <= limits().low_water) {
+    above_high_ = false;
+  } else {
+    return;
+  }
+  if (callbacks().on_high_water || callbacks().on_low_water) schedule_notify();
+  apply_reading();
+}
+
+void TcpConnection::apply_reading() {
+  const bool open_and_free =
+      phase_ == Phase::open && (pause_overridden_ || (pauses_ == 0 && !above_high_));
+  const bool wanted =
+      (open_and_free || phase_ == Phase::draining) && !input_ended_ && !input_end_due_;
+  if (wanted == receiving_ || stream_ == nullptr) return;
+  receiving_ = wanted;
+  if (wanted) {
+    stream_->start_receive();
+  } else {
+    stream_->stop_receive();
+  }
+}
+
+// -- Ending -------------------------------------------------------------------------------------------------------------
+
+void TcpConnection::finish() {
+  loop_->assert_here();
+  if (phase_ == Phase::closed || finish_requested_) return;
+  finish_requested_ = true;
+  if (output_.empty()) {
+    finish_if_drained();
+  } else if (!in_handler_ && !send_pending_) {
+    mark_dirty();
+  }
+}
+
+void TcpConnection::finish_if_allowed() {
+  if (input_ended_ && holds_ == 0 && !callbacks().on_peer_finished) finish();
+}
+
+// FIN goes behind the last byte.
+void TcpConnection::finish_if_drained() {
+  if (!finish_requested_ || finished_ || phase_ == Phase::closed) return;
+  if (!output_.empty() || send_pending_ || output_broken_) return;
+  finished_ = true;
+  last_activity_ = loop_->now();
+  const bool draining = phase_ == Phase::draining;
+  if (draining) drain_started_ = last_activity_;
+  if (!input_ended_) {  // else closing says it
+    stream_->finish();
+    const Duration limit =
+        draining ? limits().drain_idle_timeout : limits().half_close_timeout;
+    if (limit > Duration::zero()) arm_timer(add_clamped(last_activity_, limit));
+  }
+  conclude_if_finished();
+}
+
+void TcpConnection::conclude_if_finished() {
+  if (!finished_ || !input_ended_ || phase_ == Phase::closed) return;
+  if (phase_ == Phase::draining) {
+    conclude(reason_, Release::orderly);
+  } else {
+    conclude(input_.empty() ? CloseReason::eof : CloseReason::truncated, Release::orderly);
+  }
+}
+
+void TcpConnection::close() {
+  loop_->assert_here();
+  if (phase_ != Phase::open) return;
+  phase_ = Phase::draining;
+  reason_ = CloseReason::local;
+  if (!in_handler_) drop_input();  // else when the handler returns: it may be looking at it
+  if (input_end_due_) {
+    input_end_due_ = false;
+    input_ended_ = true;
+  }
+  if (broken_) {
+    conclude(CloseReason::reset, Release::orderly);
+    return;
+  }
+  apply_reading();
+  finish();
+  finish_if_drained();
+}
+
+void TcpConnection::close_with_protocol_error() {
+  close();
+  if (reason_ == CloseReason::local) reason_ = CloseReason::protocol;
+}
+
+void TcpConnection::abort() {
+  loop_->assert_here();
+  conclude(CloseReason::local, Release::reset);
+}
+
+void TcpConnection::hold() {
+  loop_->assert_here();
+  PENSTOCK_ASSERT(holds_ < UINT16_MAX, "too many holds without a release");
+  ++holds_;
+}
+
+void TcpConnection::release() {
+  loop_->assert_here();
+  PENSTOCK_ASSERT(holds_ > 0, "release() without hold()");
+  if (--holds_ > 0 || phase_ == Phase::closed) return;
+  last_activity_ = loop_->now();  // the reply that was computed counts as activity
+  finish_if_allowed();
+  if (phase_ != Phase::closed) arm_timer(check_limits(loop_->now()));
+}
+
+// The last step that the connection decides; the stream answers with on_closed.
+void TcpConnection::conclude(CloseReason reason, Release how) {
+  if (phase_ == Phase::closed) return;
+  phase_ = Phase::closed;
+  reason_ = reason;
+  timer_.cancel();
+  ListLink<DirtyTag>::unlink();
+  if (how == Release::reset) {
+    stream_->abort();
+  } else {
+    stream_->close();
+  }
+}
+
+void TcpConnection::conclude_timeout(TimeoutKind kind, Release how) {
+  if (phase_ == Phase::closed) return;
+  timeout_ = kind;
+  conclude(CloseReason::timeout, how);
+}
+
+void TcpConnection::on_connected() {
+  PENSTOCK_ASSERT(false, "an attached stream is connected already");
+}
+
+void TcpConnection::on_failed(int error) {
+  broken_ = true;
+  output_broken_ = true;
+  broken_at_ = loop_->now();
+  error_ = system_error(error);
+  discard_output();
+  if (error == ETIMEDOUT) {
+    conclude_timeout(TimeoutKind::unacknowledged, Release::orderly);
+  } else if (phase_ == Phase::draining || input_ended_ || input_end_due_) {
+    conclude(reason_ == CloseReason::protocol ? CloseReason::protocol : CloseReason::reset,
+             Release::orderly);
+  } else {
+    update_flow();  // nothing is queued any more: only the user can keep reading paused
+    if (!receiving_ && limits().broken_pause_timeout > Duration::zero()) {
+      arm_timer(add_clamped(broken_at_, limits().broken_pause_timeout));
+    }
+  }
+}
+
+void TcpConnection::on_closed() {
+  stream_ = nullptr;
+  stream_gone_ = true;
+  discard_output();
+  drop_input();
+  schedule_notify();
+}
+
+// -- Events -------------------------------------------------------------------------------------------------------------
+
+void TcpConnection::begin_event() {
+  if (next_behaviour_) behaviour_ = std::exchange(next_behaviour_, BehaviourPtr());
+}
+
+void TcpConnection::set_behaviour(BehaviourPtr behaviour) {
+  loop_->assert_here();
+  next_behaviour_ = std::move(behaviour);
+}
+
+template <class Call>
+void TcpConnection::run_callback(Call call) {
+  try {
+    call();
+  } catch (...) {
+    loop_->report_exception("connection callback");
+    if (phase_ != Phase::closed) error_ = make_error_code(Errc::callback_threw);
+    conclude(CloseReason::local, Release::reset);
+  }
+}
+
+void TcpConnection::after_handler() {
+  in_handler_ = false;
+  flush();
+}
+
+void TcpConnection::schedule_notify() {
+  if (!reported_ && !ListLink<NotifyTag>::linked()) table_->schedule_notify(*this);
+}
+
+bool TcpConnection::notify() {
+  begin_event();
+  if (phase_ == Phase::open && above_high_ != notified_above_high_) {
+    notified_above_high_ = above_high_;
+    const auto& callback = above_high_ ? callbacks().on_high_water : callbacks().on_low_water;
+    if (callback) run_callback([&] { callback(*this); });
+  }
+  if (std::exchange(write_complete_due_, false) && callbacks().on_write_complete) {
+    run_callback([this] { callbacks().on_write_complete(*this); });
+  }
+  if (std::exchange(offer_input_, false)) {
+    if (may_deliver() && !input_.empty()) deliver_input();
+    if (may_deliver() && std::exchange(input_end_due_, false)) end_input();
+  }
+  if (stream_gone_ && !reported_) {
+    report_end();
+    return true;
+  }
+  return false;
+}
+
+void TcpConnection::report_end() {
+  reported_ = true;
+  const CloseReport report{
+      .reason = reason_,
+      .timeout = timeout_,
+      .error = error_,
+      .bytes_received = bytes_received_,
+      .bytes_sent = bytes_sent_,
+      .bytes_discarded = output_discarded_,
+      .input_discarded = input_discarded_,
+      .duration = loop_->now() - opened_at_,
+  };
+  if (callbacks().on_close) run_callback([&] { callbacks().on_close(*this, report); });
+  context_.reset();
+}
+
+// -- Limits of time -----------------------------------------------------------------------------------------------------
+
+void TcpConnection::arm_timer(TimePoint deadline) {
+  if (deadline == kNever || phase_ == Phase::closed) return;
+  if (timer_.scheduled() && timer_.deadline() <= deadline) return;
+  loop_->timers().schedule(timer_, deadline);
+}
+
+void TcpConnection::on_timer() {
+  begin_event();
+  arm_timer(check_limits(loop_->now()));
+}
+
+// One timer serves all limits. It is not moved when something happens: when it fires, the limit that applies now is
+// computed from the time of the last event, and if that lies ahead the timer is set to it.
+TimePoint TcpConnection::check_limits(TimePoint now) {
+  const auto end_of = [](TimePoint since, Duration limit) {
+    return limit > Duration::zero() ? add_clamped(since, limit) : kNever;
+  };
+  if (stall_since_ != kNever) return check_write_stall(now);
+  if (phase_ == Phase::draining && finished_) {
+    const TimePoint end = std::min(end_of(last_activity_, limits().drain_idle_timeout),
+                                   end_of(drain_started_, limits().drain_timeout));
+    if (end > now) return end;
+    conclude(reason_, Release::orderly);
+    return kNever;
+  }
+  if (broken_) {
+    const TimePoint end = end_of(broken_at_, limits().broken_pause_timeout);
+    if (end > now) return end;
+    pause_overridden_ = true;
+    if (!input_.empty() || input_end_due_) {
+      offer_input_ = true;
+      schedule_notify();
+    }
+    apply_reading();
+    return kNever;
+  }
+  if (holds_ > 0) return kNever;
+  if (finished_ || input_ended_) {
+    const TimePoint end = end_of(last_activity_, limits().half_close_timeout);
+    if (end > now) return end;
+    conclude_timeout(TimeoutKind::half_close, Release::orderly);
+    return kNever;
+  }
+  const TimePoint end = end_of(last_activity_, limits().idle_timeout);
+  if (end > now) return end;
+  conclude_timeout(TimeoutKind::idle, Release::orderly);
+  return kNever;
+}
+
+// A slow reader makes progress long before the kernel asks for more output, so what the peer has not acknowledged is
+// sampled, four times per limit.
+TimePoint TcpConnection::check_write_stall(TimePoint now) {
+  const Duration limit = limits().write_stall_timeout;
+  if (limit <= Duration::zero()) return kNever;
+  const int unacknowledged =
+      std::max(0, loop_->kernel().unacknowledged_bytes(stream_->descriptor()));
+  const bool first_sample = stall_unacknowledged_ < 0;
+  const bool progress = bytes_sent_ != stall_bytes_sent_ || unacknowledged < stall_unacknowledged_;
+  if (first_sample || progress) stall_since_ = now;
+  stall_bytes_sent_ = bytes_sent_;
+  stall_unacknowledged_ = unacknowledged;
+  const TimePoint end = add_clamped(stall_since_, limit);
+  if (end > now) return std::min(end, add_clamped(now, limit / 4));
+  conclude_timeout(TimeoutKind::write_stall, Release::reset);
+  return kNever;
+}
+
+// -- What it is ---------------------------------------------------------------------------------------------------------
+
+ConnectionHandle TcpConnection::handle() const noexcept { return {loop_->id(), id_}; }
+
+SocketAddress TcpConnection::local_address() const {
+  if (descriptor() < 0) return {};
+  sockaddr_storage storage{};
+  socklen_t size = sizeof storage;
+  auto* address = reinterpret_cast<sockaddr*>(&storage);
+  if (loop_->kernel().getsockname(descriptor(), address, &size) < 0) return {};
+  return {address, size};
+}
+
+}  // namespace penstock

@@ -1,0 +1,176 @@
+#include "penstock/tcp/server.h"
+
+#include <signal.h>
+
+#include <algorithm>
+#include <latch>
+#include <utility>
+
+#include "penstock/base/assert.h"
+#include "penstock/base/log.h"
+#include "tcp/server_core.h"
+
+namespace penstock {
+namespace {
+
+std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
+  return std::make_unique<EventLoop>(
+      EventLoopOptions{.backend = options.backend, .kernel = options.kernel});
+}
+
+// How many connections fit: explicit limits must, the default leaves a tenth of the free descriptors alone.
+Result<std::size_t> connections_that_fit(std::size_t wanted, Kernel& kernel) {
+  const std::size_t limit = kernel.descriptor_limit();
+  const std::size_t open = kernel.open_descriptors();
+  const std::size_t free = limit > open ? limit - open : 0;
+  if (wanted == 0) return std::max<std::size_t>(1, free / 10 * 9 + free % 10 * 9 / 10);
+  if (wanted > free) return failure(Errc::too_many_connections);
+  return wanted;
+}
+
+}  // namespace
+
+TcpServer::TcpServer(TcpServerOptions options)
+    : own_loop_(make_loop(options)),
+      loop_(own_loop_.get()),
+      options_(std::move(options)),
+      stop_deadline_(options_.stop_deadline),
+      callbacks_(std::make_unique<ConnectionCallbacks>()) {}
+
+TcpServer::TcpServer(EventLoop& loop, TcpServerOptions options)
+    : loop_(&loop),
+      options_(std::move(options)),
+      stop_deadline_(options_.stop_deadline),
+      callbacks_(std::make_unique<ConnectionCallbacks>()) {}
+
+TcpServer::~TcpServer() {
+  if (!core_) return;
+  if (own_loop_) {
+    PENSTOCK_ASSERT(!own_loop_->running(), "a server cannot be destroyed by its own loop, or while it runs");
+    core_->abandon();
+    group_.reset();     // joins the threads; their loops reset and report what they have
+    own_loop_.reset();  // the same for the first
+    return;
+  }
+  if (loop_->in_loop()) {
+    core_->abandon();  // the notify step reports; the connections keep what they need
+    return;
+  }
+  if (loop_->running()) {
+    std::latch abandoned(1);
+    const PostResult posted = Mailbox::post(loop_->id(), [&] {
+      core_->abandon();
+      abandoned.count_down();
+    });
+    PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
+    abandoned.wait();
+    core_->wait_until_empty();
+    return;
+  }
+  core_->abandon();
+  while (core_->live() > 0) loop_->step();
+}
+
+ConnectionCallbacks& TcpServer::callbacks() {
+  PENSTOCK_ASSERT(callbacks_ != nullptr, "callbacks are set before start()");
+  return *callbacks_;
+}
+
+Result<void> TcpServer::start() {
+  if (loop_->error()) return std::unexpected(loop_->error());
+  if (core_) return failure(Errc::already_started);
+  loop_->assert_here();
+  const Result<SocketAddress> address = SocketAddress::parse(options_.listen);
+  if (!address) return std::unexpected(address.error());
+
+  std::vector<EventLoop*> loops;
+  if (own_loop_ && options_.loops > 0) {
+    group_ = std::make_unique<LoopGroup>(
+        LoopGroupOptions{.loops = options_.loops,
+                         .loop = {.backend = options_.backend, .kernel = options_.kernel},
+                         .on_thread_start = std::move(options_.on_thread_start)});
+    if (const Result<void> started = group_->start(); !started) {
+      group_.reset();
+      return started;
+    }
+    for (std::size_t i = 0; i < group_->size(); ++i) loops.push_back(&group_->loop(i));
+  } else {
+    loops.push_back(loop_);
+  }
+
+  Result<void> listening;
+  const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
+  if (!max) {
+    listening = std::unexpected(max.error());
+  } else {
+    core_ = make_counted<ServerCore>(*loop_, loops, options_.balance,
+                                     make_behaviour(std::move(*callbacks_), options_.limits), *max);
+    listening = core_->listen(*address, {.backlog = options_.backlog,
+                                         .user_timeout = options_.limits.write_stall_timeout});
+  }
+  if (!listening) {
+    if (core_) core_->abandon();
+    core_ = {};
+    group_.reset();
+    return listening;
+  }
+  callbacks_.reset();
+  return {};
+}
+
+int TcpServer::run() {
+  PENSTOCK_ASSERT(own_loop_ != nullptr, "run() is for a server with loops of its own; run the loop instead");
+  const auto fail = [this](std::error_code error) {
+    log(LogLevel::error, describe_listen_error(options_.listen, error));
+    return 1;
+  };
+  if (loop_->error()) return fail(loop_->error());
+
+  int signals = 0;
+  const auto on_signal = [this, &signals](int) {
+    if (++signals == 1) {
+      stop();
+    } else {
+      stop(Duration::zero());
+    }
+  };
+  for (const int number : {SIGINT, SIGTERM}) {
+    const Result<void> watched = loop_->on_signal(number, on_signal);
+    if (!watched) return fail(watched.error());
+  }
+  Result<void> started;
+  if (!core_) started = start();
+  if (started) {
+    core_->on_stopped([this] { loop_->stop(); });
+    if (on_listening_) on_listening_();
+    started = loop_->run();
+  }
+  for (const int number : {SIGINT, SIGTERM}) {
+    static_cast<void>(loop_->on_signal(number, nullptr));
+  }
+  if (group_) group_->stop();
+  if (!started) return fail(started.error());
+  return signals > 1 ? 130 : 0;
+}
+
+void TcpServer::stop(Duration deadline) {
+  if (!core_) return;
+  if (loop_->in_loop()) {
+    core_->stop(deadline);
+    return;
+  }
+  static_cast<void>(
+      Mailbox::post(loop_->id(), [core = core_, deadline] { core->stop(deadline); }));
+}
+
+SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }
+
+std::size_t TcpServer::max_connections() const noexcept {
+  return core_ ? core_->max_connections() : 0;
+}
+
+ServerStatistics TcpServer::statistics() const {
+  return core_ ? core_->statistics() : ServerStatistics{};
+}
+
+}  // namespace penstock

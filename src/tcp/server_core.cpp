@@ -1,0 +1,235 @@
+#include "tcp/server_core.h"
+
+#include <algorithm>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "penstock/base/assert.h"
+#include "penstock/base/log.h"
+#include "penstock/tcp/connection_table.h"
+
+namespace penstock {
+
+ServerCore::ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops,
+                       Balance balance, BehaviourPtr behaviour, std::size_t max_connections)
+    : accept_loop_(accept_loop),
+      accept_loop_id_(accept_loop.id()),
+      balance_(balance),
+      behaviour_(std::move(behaviour)),
+      max_connections_(max_connections),
+      listener_(accept_loop, *this) {
+  for (EventLoop* loop : loops) shares_.push_back(std::make_unique<Share>(*this, *loop));
+}
+
+ServerCore::~ServerCore() {
+  PENSTOCK_ASSERT(!listener_.is_open(), "abandon() comes before the end");
+}
+
+Result<void> ServerCore::listen(const SocketAddress& address, const ListenerOptions& options) {
+  return listener_.open(address, options);
+}
+
+// -- Accepting ----------------------------------------------------------------------------------------------------------
+
+struct ServerCore::Handover {
+  Handover(ServerCore& its_core, Share& its_share, UniqueFd its_fd, const SocketAddress& its_peer)
+      : core(&its_core), share(&its_share), fd(std::move(its_fd)), peer(its_peer) {}
+  Handover(Handover&& other) noexcept
+      : core(std::move(other.core)),
+        share(std::exchange(other.share, nullptr)),
+        fd(std::move(other.fd)),
+        peer(other.peer) {}
+  Handover& operator=(Handover&&) = delete;
+  ~Handover() {
+    if (share == nullptr) return;
+    fd.reset();  // first: its descriptor is what a paused listener waits for
+    core->connection_gone(*share);
+  }
+
+  void operator()() { core->adopt(*std::exchange(share, nullptr), std::move(fd), peer); }
+
+  CountedPtr<ServerCore> core;
+  Share* share;
+  UniqueFd fd;
+  SocketAddress peer;
+};
+
+void ServerCore::connection_accepted(UniqueFd fd, const SocketAddress& peer) {
+  if (stopping_) return;
+  Share& share = next_share();
+  share.live.fetch_add(1);
+  live_.fetch_add(1);
+  if (&share.loop == &accept_loop_) {
+    adopt(share, std::move(fd), peer);
+  } else {
+    // A loop that is gone refuses the post; the handover then closes and uncounts the connection.
+    Handover handover(*this, share, std::move(fd), peer);
+    static_cast<void>(Mailbox::post(share.loop_id, Task(std::move(handover))));
+  }
+  if (live_.load() < max_connections_) return;
+  listener_.pause();
+  wants_room_.store(true);
+  if (live_.load() < max_connections_) room_again();  // one has ended before it could see the wish
+}
+
+ServerCore::Share& ServerCore::next_share() noexcept {
+  if (balance_ == Balance::round_robin) return *shares_[next_share_++ % shares_.size()];
+  return **std::ranges::min_element(shares_, [](const auto& left, const auto& right) {
+    return left->live.load(std::memory_order_relaxed) < right->live.load(std::memory_order_relaxed);
+  });
+}
+
+void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
+  try {
+    // If the kernel refuses to register it, the table tells the share that it has ended.
+    static_cast<void>(
+        ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share));
+  } catch (const std::bad_alloc&) {
+    fd.reset();
+    connection_gone(share);
+    log(LogLevel::error, "no memory for a new connection; it was closed");
+  }
+}
+
+// Any thread.
+void ServerCore::connection_gone(Share& share) noexcept {
+  share.live.fetch_sub(1);
+  const std::size_t left = live_.fetch_sub(1) - 1;
+  if (left == 0) live_.notify_all();
+  ended_.fetch_add(1, std::memory_order_relaxed);
+  if ((wants_room_.load() || listener_.starved()) && !room_posted_.exchange(true)) {
+    on_accept_loop([](ServerCore& core) { core.room_again(); });
+  }
+  if (left == 0 && wants_end_.load()) {
+    on_accept_loop([](ServerCore& core) { core.check_stopped(); });
+  }
+}
+
+void ServerCore::wait_until_empty() noexcept {
+  for (std::size_t left = live_.load(); left > 0; left = live_.load()) live_.wait(left);
+}
+
+void ServerCore::room_again() {
+  room_posted_.store(false);
+  listener_.retry_now();
+  if (live_.load() >= max_connections_) return;
+  wants_room_.store(false);
+  listener_.resume();
+}
+
+// -- Stopping -----------------------------------------------------------------------------------------------------------
+
+void ServerCore::stop(Duration deadline) {
+  accept_loop_.assert_here();
+  if (!std::exchange(stopping_, true)) {
+    listener_.close();
+    // Behind the handovers that are under way to the same loops.
+    for_each_share([](Share& share) { share.close_all(); });
+  }
+  if (deadline <= Duration::zero()) {
+    abort_left();
+  } else if (live() > 0) {
+    const TimePoint end = add_clamped(accept_loop_.read_clock(), deadline);
+    if (end < deadline_timer_.deadline()) accept_loop_.timers().schedule(deadline_timer_, end);
+  }
+  wants_end_.store(true);
+  check_stopped();
+}
+
+void ServerCore::abort_left() {
+  deadline_timer_.cancel();
+  if (live() == 0) return;
+  log(LogLevel::warning,
+      "stop: resetting the connections that are left (" + std::to_string(live()) + ")");
+  for_each_share([](Share& share) {
+    share.core.aborted_at_stop_.fetch_add(share.live.load());
+    share.abort_all();
+  });
+}
+
+void ServerCore::abandon() {
+  accept_loop_.assert_here();
+  stopping_ = true;
+  stopped_ = nullptr;
+  listener_.close();
+  deadline_timer_.cancel();
+  for_each_share([](Share& share) { share.abort_all(); });
+}
+
+void ServerCore::check_stopped() {
+  if (live() > 0 || !stopping_) return;
+  deadline_timer_.cancel();
+  if (stopped_) std::exchange(stopped_, nullptr)();
+}
+
+// Runs the action on each share's loop: here and now where that is this loop (or it stands still).
+template <class Action>
+void ServerCore::for_each_share(Action action) {
+  for (const std::unique_ptr<Share>& share : shares_) {
+    if (share->loop_id == accept_loop_id_) {
+      action(*share);
+    } else {
+      static_cast<void>(Mailbox::post(
+          share->loop_id,
+          [core = CountedPtr<ServerCore>(this), &share = *share, action] { action(share); }));
+    }
+  }
+}
+
+template <class Action>
+void ServerCore::on_accept_loop(Action action) {
+  if (EventLoop::current() == &accept_loop_) {
+    action(*this);
+    return;
+  }
+  static_cast<void>(Mailbox::post(
+      accept_loop_id_, [core = CountedPtr<ServerCore>(this), action] { action(*core); }));
+}
+
+// -- A loop's share -----------------------------------------------------------------------------------------------------
+
+void ServerCore::Share::connection_started(TcpConnection& connection) noexcept {
+  if (!keep_alive) keep_alive = CountedPtr<ServerCore>(&core);
+  connections.push_back(connection);
+}
+
+void ServerCore::Share::connection_ended(TcpConnection& connection) noexcept {
+  static_cast<ListLink<OwnerTag>&>(connection).unlink();
+  core.bytes_received_.fetch_add(connection.bytes_received(), std::memory_order_relaxed);
+  core.bytes_sent_.fetch_add(connection.bytes_sent(), std::memory_order_relaxed);
+  // Perhaps the last share in the core, and so in this object: it goes at the end.
+  CountedPtr<ServerCore> last;
+  if (connections.empty()) last = std::move(keep_alive);
+  core.connection_gone(*this);
+}
+
+void ServerCore::Share::close_all() noexcept {
+  for (TcpConnection* each = connections.front(); each != nullptr;
+       each = connections.next(*each)) {
+    each->close();
+  }
+}
+
+void ServerCore::Share::abort_all() noexcept {
+  for (TcpConnection* each = connections.front(); each != nullptr;
+       each = connections.next(*each)) {
+    each->abort();
+  }
+}
+
+ServerStatistics ServerCore::statistics() const {
+  const ListenerStatistics listener = listener_.statistics();
+  return {
+      .accepted = listener.accepted,
+      .refused_for_descriptors = listener.refused_for_descriptors,
+      .accept_errors = listener.accept_errors,
+      .live = live_.load(std::memory_order_relaxed),
+      .ended = ended_.load(std::memory_order_relaxed),
+      .bytes_received = bytes_received_.load(std::memory_order_relaxed),
+      .bytes_sent = bytes_sent_.load(std::memory_order_relaxed),
+      .aborted_at_stop = aborted_at_stop_.load(std::memory_order_relaxed),
+  };
+}
+
+}  // namespace penstock

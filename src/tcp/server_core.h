@@ -1,0 +1,102 @@
+// What of a server its connections may still need after the TcpServer itself has gone: behaviour, counts, the list of connections
+// per loop. Counted; the TcpServer holds a share, each loop with connections holds one.
+//
+// Threads: the listener and stopping happen on the accepting loop; each Share belongs to its loop; counts are atomic (they change per
+// connection, never per message).
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "penstock/base/counted.h"
+#include "penstock/loop/event_loop.h"
+#include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/connection.h"
+#include "penstock/tcp/listener.h"
+#include "penstock/tcp/server.h"
+
+namespace penstock {
+
+class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
+ public:
+  ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops, Balance balance,
+             BehaviourPtr behaviour, std::size_t max_connections);
+  ~ServerCore();
+
+  // -- On the accepting loop --
+  Result<void> listen(const SocketAddress& address, const ListenerOptions& options);
+  /// Stops in order; see TcpServer::stop. Calls `stopped` (from on_stopped) once no connection is left.
+  void stop(Duration deadline);
+  /// The server object goes: no more accepting, everything is reset.
+  void abandon();
+  /// Set before listen().
+  void on_stopped(std::move_only_function<void()> stopped) { stopped_ = std::move(stopped); }
+  const SocketAddress& address() const noexcept { return listener_.address(); }
+
+  // -- Thread-safe --
+  /// Blocks until no connection is left; the loops must be running.
+  void wait_until_empty() noexcept;
+  std::size_t live() const noexcept { return live_.load(std::memory_order_acquire); }
+  std::size_t max_connections() const noexcept { return max_connections_; }
+  ServerStatistics statistics() const;
+
+ private:
+  // The server's part in one loop.
+  struct Share final : ConnectionOwner {
+    Share(ServerCore& its_core, EventLoop& its_loop) noexcept
+        : core(its_core), loop(its_loop), loop_id(its_loop.id()) {}
+    void connection_started(TcpConnection& connection) noexcept override;
+    void connection_ended(TcpConnection& connection) noexcept override;
+    void close_all() noexcept;
+    void abort_all() noexcept;
+
+    ServerCore& core;
+    EventLoop& loop;
+    LoopId loop_id;
+    std::atomic<std::size_t> live{0};  // handed over and not yet ended
+    CountedPtr<ServerCore> keep_alive;  // while there are connections
+    IntrusiveList<TcpConnection, OwnerTag> connections;
+  };
+
+  // A connection on its way to its loop. If it is not adopted, it is closed and no longer counted.
+  struct Handover;
+
+  void connection_accepted(UniqueFd fd, const SocketAddress& peer) override;
+  Share& next_share() noexcept;
+  void adopt(Share& share, UniqueFd fd, const SocketAddress& peer);
+  void connection_gone(Share& share) noexcept;
+  void room_again();
+  void abort_left();
+  template <class Action>
+  void for_each_share(Action action);
+  template <class Action>
+  void on_accept_loop(Action action);
+  void check_stopped();
+
+  EventLoop& accept_loop_;
+  const LoopId accept_loop_id_;
+  const Balance balance_;
+  const BehaviourPtr behaviour_;
+  const std::size_t max_connections_;
+  Listener listener_;
+  std::vector<std::unique_ptr<Share>> shares_;
+  std::size_t next_share_ = 0;
+  std::move_only_function<void()> stopped_;
+  Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
+  bool stopping_ = false;
+
+  std::atomic<std::size_t> live_{0};
+  std::atomic<bool> wants_room_{false};   // accepting waits for a connection to end
+  std::atomic<bool> room_posted_{false};
+  std::atomic<bool> wants_end_{false};    // stopping waits for the last one
+  std::atomic<std::uint64_t> ended_{0};
+  std::atomic<std::uint64_t> bytes_received_{0};
+  std::atomic<std::uint64_t> bytes_sent_{0};
+  std::atomic<std::uint64_t> aborted_at_stop_{0};
+};
+
+}  // namespace penstock
