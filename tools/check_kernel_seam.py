@@ -49,9 +49,13 @@ DENIED = {
         sigtimedwait sigqueue sigaltstack bsd_signal sysv_signal kill raise pthread_kill tgkill
         fork vfork _Fork execve execv execvp execvpe execl execlp execle posix_spawn posix_spawnp
         waitpid wait waitid wait3 wait4 system popen pclose daemon
-        syscall prctl getifaddrs if_nametoindex if_indextoname if_nameindex sethostname
+        prctl getifaddrs if_nametoindex if_indextoname if_nameindex sethostname
         sched_setaffinity pthread_setaffinity_np
         aio_read aio_write lio_listio
+    """,
+    "call penstock::Kernel (os/kernel.h); if it is the futex inside std::atomic::wait, "
+    "std::counting_semaphore, std::latch or std::barrier, wait on a std::condition_variable": """
+        syscall
     """,
     "take the time from the loop or from penstock::Kernel (os/kernel.h)": """
         clock_gettime clock_getres clock_settime gettimeofday time ftime times clock timespec_get

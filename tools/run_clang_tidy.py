@@ -58,9 +58,10 @@ def main():
             failed.append(name)
             # A finding in a header comes back with every file that includes it: show it once.
             for finding in FINDING.split(result.stdout.strip() or result.stderr.strip()):
-                if finding not in reported:
+                finding = finding.strip()
+                if finding and finding not in reported:
                     reported.add(finding)
-                    print(finding.rstrip(), flush=True)
+                    print(finding, flush=True)
     if failed:
         print(f"run_clang_tidy: {len(reported)} finding(s), from {len(failed)} of {len(names)} files")
         return 1

@@ -1,0 +1,87 @@
+#include "support/world.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace penstock::test {
+
+std::size_t Record::count(const std::string& event) const {
+  return static_cast<std::size_t>(std::ranges::count(events, event));
+}
+
+World::World(Backend backend) : loop({.backend = backend, .kernel = &kernel}) {}
+
+bool World::run_until(const std::function<bool()>& condition) {
+  // Real time, so that a test may move the loop's clock.
+  const TimePoint end = linux_kernel().now() + std::chrono::seconds(10);
+  while (!condition()) {
+    if (linux_kernel().now() > end) return false;
+    loop.step(std::chrono::milliseconds(5));
+  }
+  return true;
+}
+
+void World::settle() {
+  constexpr int kQuietTurns = 5;
+  for (int quiet = 0; quiet < kQuietTurns;) {
+    const std::uint64_t events = loop.statistics().io.events;
+    loop.step(std::chrono::milliseconds(1));
+    quiet = loop.statistics().io.events == events ? quiet + 1 : 0;
+  }
+}
+
+void World::turn(int turns) {
+  for (int i = 0; i < turns; ++i) loop.step();
+}
+
+ConnectionCallbacks World::recording(const std::shared_ptr<Record>& record) {
+  ConnectionCallbacks callbacks;
+  callbacks.on_connect = [record](TcpConnection&) { record->events.emplace_back("connect"); };
+  callbacks.on_message = [record](TcpConnection&, InputBuffer& in) {
+    record->events.emplace_back("message");
+    record->received += in.take_string();
+  };
+  callbacks.on_write_complete = [record](TcpConnection&) {
+    record->events.emplace_back("write_complete");
+  };
+  callbacks.on_high_water = [record](TcpConnection&) { record->events.emplace_back("high"); };
+  callbacks.on_low_water = [record](TcpConnection&) { record->events.emplace_back("low"); };
+  callbacks.on_close = [record](TcpConnection&, const CloseReport& report) {
+    record->events.emplace_back("close");
+    record->report = report;
+    ++record->closes;
+  };
+  return callbacks;
+}
+
+World::Link World::connect(ConnectionLimits limits) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = recording(record);
+  return connect(std::move(record), std::move(callbacks), limits);
+}
+
+World::Link World::connect(std::shared_ptr<Record> record, ConnectionCallbacks callbacks,
+                           ConnectionLimits limits) {
+  SocketPair pair = tcp_pair(kernel);
+  Link link;
+  link.client = UniqueFd(linux_kernel(), pair.client.release());
+  link.record = std::move(record);
+  ConnectionTable& table = ConnectionTable::of(loop);
+  Result<ConnectionHandle> handle =
+      table.adopt(std::move(pair.server), SocketAddress(),
+                  make_behaviour(std::move(callbacks), limits), &owner_);
+  EXPECT_TRUE(handle.has_value());
+  if (handle) {
+    link.handle = *handle;
+    link.connection = owner_.newest;
+  }
+  return link;
+}
+
+std::string backend_test_name(const testing::TestParamInfo<Backend>& info) {
+  std::string name(to_string(info.param));
+  std::ranges::replace(name, '-', '_');
+  return name;
+}
+
+}  // namespace penstock::test

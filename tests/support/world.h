@@ -1,0 +1,95 @@
+// One loop of the library on the real kernel with a FaultyKernel before it, driven step by step by the test, and raw sockets as its
+// clients: no second thread, no sleeping, no fixed port. The body of a conformance test takes the back-end as its parameter.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "penstock/penstock.h"
+#include "penstock/sim/faulty_kernel.h"
+#include "penstock/tcp/connection_table.h"
+#include "support/sockets.h"
+
+namespace penstock::test {
+
+/// What the callbacks of one connection have been told, in order.
+struct Record {
+  std::vector<std::string> events;  ///< "connect", "message", "peer_finished", "write_complete", "high", "low", "close"
+  std::string received;             ///< All input that the message callback consumed.
+  std::optional<CloseReport> report;
+  int closes = 0;
+
+  /// How often an event of that name came.
+  std::size_t count(const std::string& event) const;
+};
+
+class World {
+ public:
+  explicit World(Backend backend);
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+
+  FaultyKernel kernel{linux_kernel()};
+
+ private:
+  // Learns which connection an adoption made.
+  struct Owner final : ConnectionOwner {
+    void connection_started(TcpConnection& connection) noexcept override { newest = &connection; }
+    void connection_ended(TcpConnection&) noexcept override { ++ended; }
+    TcpConnection* newest = nullptr;
+    std::size_t ended = 0;
+  };
+  Owner owner_;
+
+ public:
+  EventLoop loop;
+
+  /// Turns the loop until the condition holds; false after ten seconds (which is a failed test).
+  [[nodiscard]] bool run_until(const std::function<bool()>& condition);
+  /// Turns the loop, without waiting, until several turns in a row have had no event and the kernel's loopback has nothing under way.
+  void settle();
+  /// Turns the loop `turns` times, without waiting.
+  void turn(int turns = 1);
+
+  /// Callbacks that write into `record` and consume all input. Wrap or replace single ones as the test needs.
+  static ConnectionCallbacks recording(const std::shared_ptr<Record>& record);
+
+  /// A connection of the loop and the raw client at its other end. `connection` dangles after on_close: ask `record`.
+  struct Link {
+    UniqueFd client;
+    TcpConnection* connection = nullptr;
+    ConnectionHandle handle;
+    std::shared_ptr<Record> record;
+  };
+  /// Connects by TCP and adopts. The callbacks default to recording(record).
+  Link connect(ConnectionLimits limits = {});
+  Link connect(std::shared_ptr<Record> record, ConnectionCallbacks callbacks, ConnectionLimits limits = {});
+
+  /// Descriptors of this process; take it before and after to show that none is lost.
+  static std::size_t open_descriptors() { return linux_kernel().open_descriptors(); }
+};
+
+/// A suite whose tests run on every back-end: `class WriteTest : public ConformanceTest {}; TEST_P(WriteTest, …)
+/// PENSTOCK_ON_EVERY_BACKEND(WriteTest);`
+class ConformanceTest : public testing::TestWithParam<Backend> {
+ protected:
+  World world{GetParam()};
+};
+
+/// The back-ends there are; a new one joins here.
+inline constexpr Backend kBackends[] = {Backend::epoll, Backend::epoll_edge};
+
+std::string backend_test_name(const testing::TestParamInfo<Backend>& info);
+
+}  // namespace penstock::test
+
+#define PENSTOCK_ON_EVERY_BACKEND(Suite)                                        \
+  INSTANTIATE_TEST_SUITE_P(Backends, Suite,                                     \
+                           testing::ValuesIn(::penstock::test::kBackends),      \
+                           ::penstock::test::backend_test_name)
