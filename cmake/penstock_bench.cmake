@@ -20,3 +20,14 @@ foreach(source IN LISTS bench_sources)
   target_link_options(penstock_bench_${name} PRIVATE -Wl,--as-needed)
   target_link_libraries(penstock_bench_${name} PRIVATE Threads::Threads uring m)
 endforeach()
+
+# bench/servers/*.cpp -> bin/bench/<name>: programs that use the library.
+file(GLOB bench_servers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/servers/*.cpp)
+foreach(source IN LISTS bench_servers)
+  cmake_path(GET source STEM name)
+  add_executable(penstock_bench_${name} ${source})
+  target_link_libraries(penstock_bench_${name} PRIVATE penstock::penstock)
+  penstock_compile_options(penstock_bench_${name})
+  set_target_properties(penstock_bench_${name} PROPERTIES
+    OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/bench)
+endforeach()

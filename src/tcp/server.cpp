@@ -3,7 +3,6 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <latch>
 #include <utility>
 
 #include "penstock/base/assert.h"
@@ -57,14 +56,10 @@ TcpServer::~TcpServer() {
     return;
   }
   if (loop_->running()) {
-    std::latch abandoned(1);
-    const PostResult posted = Mailbox::post(loop_->id(), [&] {
-      core_->abandon();
-      abandoned.count_down();
-    });
+    const PostResult posted =
+        Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
     PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
-    abandoned.wait();
-    core_->wait_until_empty();
+    core_->wait_until_abandoned();
     return;
   }
   core_->abandon();

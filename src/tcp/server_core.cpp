@@ -96,7 +96,10 @@ void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
 void ServerCore::connection_gone(Share& share) noexcept {
   share.live.fetch_sub(1);
   const std::size_t left = live_.fetch_sub(1) - 1;
-  if (left == 0) live_.notify_all();
+  if (left == 0) {
+    const std::lock_guard lock(mutex_);  // else the waiter could miss it between looking and waiting
+    empty_.notify_all();
+  }
   ended_.fetch_add(1, std::memory_order_relaxed);
   if ((wants_room_.load() || listener_.starved()) && !room_posted_.exchange(true)) {
     on_accept_loop([](ServerCore& core) { core.room_again(); });
@@ -106,8 +109,9 @@ void ServerCore::connection_gone(Share& share) noexcept {
   }
 }
 
-void ServerCore::wait_until_empty() noexcept {
-  for (std::size_t left = live_.load(); left > 0; left = live_.load()) live_.wait(left);
+void ServerCore::wait_until_abandoned() {
+  std::unique_lock lock(mutex_);
+  empty_.wait(lock, [this] { return abandoned_ && live() == 0; });
 }
 
 void ServerCore::room_again() {
@@ -155,6 +159,9 @@ void ServerCore::abandon() {
   listener_.close();
   deadline_timer_.cancel();
   for_each_share([](Share& share) { share.abort_all(); });
+  const std::lock_guard lock(mutex_);
+  abandoned_ = true;
+  empty_.notify_all();
 }
 
 void ServerCore::check_stopped() {

@@ -6,10 +6,12 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "penstock/base/counted.h"
@@ -38,8 +40,8 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   const SocketAddress& address() const noexcept { return listener_.address(); }
 
   // -- Thread-safe --
-  /// Blocks until no connection is left; the loops must be running.
-  void wait_until_empty() noexcept;
+  /// Blocks until abandon() has run and no connection is left; the loops must be running.
+  void wait_until_abandoned();
   std::size_t live() const noexcept { return live_.load(std::memory_order_acquire); }
   std::size_t max_connections() const noexcept { return max_connections_; }
   ServerStatistics statistics() const;
@@ -88,6 +90,9 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::move_only_function<void()> stopped_;
   Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
   bool stopping_ = false;
+  std::mutex mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()
+  std::condition_variable empty_;
+  bool abandoned_ = false;
 
   std::atomic<std::size_t> live_{0};
   std::atomic<bool> wants_room_{false};   // accepting waits for a connection to end

@@ -30,7 +30,7 @@ class NeverReadingBody:
         self.assertLess(server.resident() - before, ADDED, "bytes of memory added, after a second of rest")
         self.assert_echoes(server)
         support.drain(self, sock, chunk, sent)
-        server.stop()
+        self.finish(server)
 
 
 @support.each_backend
@@ -74,7 +74,7 @@ class ManyNeverReading(support.TestCase):
         for index in order:
             with self.subTest(client=index):
                 support.drain(self, sockets[index], chunk, sent[index])
-        server.stop()
+        self.finish(server)
 
 
 if __name__ == "__main__":

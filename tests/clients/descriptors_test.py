@@ -54,14 +54,14 @@ class DefaultLimit(support.TestCase):
         self.assertEqual(len(crowd.ever_served), 200, "all were served in the end")
         self.assertEqual(crowd.gone, set(), "and nobody was turned away")
         self.assert_echoes(server)
-        server.stop()
+        self.finish(server)
 
     def test_a_single_place_that_comes_free_is_given_to_a_waiting_client(self):
         server, crowd = self.full_server(count=80)
         for _ in range(5):
             crowd.leave([max(crowd.served)])
             crowd.until(lambda: len(crowd.served) >= self.limit, "one who waited is served when one has left")
-        server.stop()
+        self.finish(server)
 
     def test_waiting_clients_that_reset_before_they_are_accepted_do_no_harm(self):
         server, crowd = self.full_server()
@@ -72,7 +72,7 @@ class DefaultLimit(support.TestCase):
         self.assertEqual(crowd.gone, set())
         crowd.leave(list(crowd.served))
         self.assert_echoes(server)
-        server.stop()
+        self.finish(server)
 
     def test_a_full_server_with_clients_waiting_stops_when_told(self):
         server, crowd = self.full_server()
@@ -116,7 +116,7 @@ class NoDescriptors(support.TestCase):
         self.check_rest_then_recovery(server, crowd, range(5), lambda: limit_descriptors(server, former),
                                       "30 clients while accept cannot succeed")
         crowd.leave(range(5))
-        server.stop()
+        self.finish(server)
 
     def test_just_above_what_is_open_the_server_rests_and_recovers_when_clients_leave(self):
         server = self.server()
@@ -135,7 +135,7 @@ class NoDescriptors(support.TestCase):
             crowd.leave(list(crowd.served))
 
         self.check_rest_then_recovery(server, crowd, range(5), leave, "40 clients, 4 descriptors")
-        server.stop()
+        self.finish(server)
 
     def test_it_recovers_again_and_again(self):
         server = self.server("--loops", 2)
@@ -152,7 +152,7 @@ class NoDescriptors(support.TestCase):
             crowd.until(lambda: fresh in crowd.served, "a new client is served")
         self.assert_at_rest(server, "after ten recoveries", switches=2 * support.SWITCHES_AT_REST)
         crowd.leave(range(len(crowd.sockets)))
-        server.stop()
+        self.finish(server)
 
     def test_a_server_without_descriptors_stops_when_told(self):
         server = self.server()

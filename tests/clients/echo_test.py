@@ -53,7 +53,7 @@ class LargeEcho(support.TestCase):
         self.assertEqual(program.wait(support.SOON), 0, f"{name} is content with the end")
         errors.seek(0)
         self.assertEqual(errors.read(), b"", f"{name} has nothing to complain about")
-        server.stop()
+        self.finish(server)
 
     def end_program(self, program):
         if program.poll() is None:
@@ -67,7 +67,7 @@ class LargeEcho(support.TestCase):
         data = large_payload(self)
         feeder = support.Feeder(self, data, sock.send, lambda: sock.shutdown(socket.SHUT_WR))
         self.check(data, sock.recv, feeder)
-        server.stop()
+        self.finish(server)
 
     def test_sixty_four_mebibytes_return_to_socat_that_reads_late(self):
         self.run_program("socat", "-t", str(int(LATE)), "STDIO", "TCP4:HOST:PORT")
@@ -81,7 +81,7 @@ class LargeEcho(support.TestCase):
         data = large_payload(self)
         feeder = support.Feeder(self, data, sock.send, lambda: sock.shutdown(socket.SHUT_WR))
         self.check(data, sock.recv, feeder)
-        server.stop()
+        self.finish(server)
 
 
 class SmallEchoBody:
@@ -103,7 +103,7 @@ class SmallEchoBody:
                 sock.sendall(message)
                 self.assertEqual(support.receive_exactly(sock, len(message)), message)
         self.eventually(lambda: len(server.descriptors()) <= before, "the descriptors of closed clients are closed")
-        server.stop()
+        self.finish(server)
 
     def connected(self, server):
         """The connections the server has not closed."""
@@ -115,7 +115,7 @@ class SmallEchoBody:
         payloads = [self.bytes_of(self.random.choice((1, 100, 5000, 70000, 400000)) + self.random.randrange(5000))
                     for _ in range(50)]
         support.converse(self, server.address, payloads, self.random)
-        server.stop()
+        self.finish(server)
 
     def test_requests_sent_without_waiting_for_replies_are_all_answered_in_order(self):
         server = self.echo_server()
@@ -126,7 +126,7 @@ class SmallEchoBody:
         self.assert_same_bytes(requests, support.receive_exactly(sock, len(requests)), "replies")
         sock.shutdown(socket.SHUT_WR)
         self.assertEqual(sock.recv(1), b"", "and nothing more")
-        server.stop()
+        self.finish(server)
 
     def test_a_sender_of_single_bytes_gets_them_all(self):
         server = self.echo_server()
@@ -136,7 +136,7 @@ class SmallEchoBody:
             sock.send(data[index:index + 1])
         sock.shutdown(socket.SHUT_WR)
         self.assert_same_bytes(data, support.receive_to_end(sock), "bytes")
-        server.stop()
+        self.finish(server)
 
     def test_a_conversation_of_single_bytes_goes_back_and_forth(self):
         server = self.echo_server()
@@ -145,7 +145,7 @@ class SmallEchoBody:
             byte = bytes([number % 256])
             sock.send(byte)
             self.assertEqual(sock.recv(10), byte)
-        server.stop()
+        self.finish(server)
 
     def test_data_and_end_of_stream_in_one_go_lose_nothing(self):
         server = self.echo_server()
@@ -156,14 +156,14 @@ class SmallEchoBody:
                 feeder = support.Feeder(self, data, sock.send, lambda: sock.shutdown(socket.SHUT_WR))
                 self.assert_same_bytes(data, support.receive_to_end(sock), "bytes")
                 feeder.join()
-        server.stop()
+        self.finish(server)
 
     def test_a_client_that_only_says_goodbye_gets_a_goodbye(self):
         server = self.echo_server()
         sock = self.client(server)
         sock.shutdown(socket.SHUT_WR)
         self.assertEqual(sock.recv(1), b"")
-        server.stop()
+        self.finish(server)
 
     def test_clients_that_vanish_in_the_middle_hurt_nobody(self):
         server = self.echo_server()
@@ -186,7 +186,7 @@ class SmallEchoBody:
                 patient.sendall(b"and me?")
                 self.assertEqual(support.receive_exactly(patient, 7), b"and me?")
         self.eventually(lambda: len(server.descriptors()) <= before + 1, "only the patient client's descriptor is left")
-        server.stop()
+        self.finish(server)
 
 
 @support.each_backend
@@ -207,7 +207,7 @@ class SmallEcho(SmallEchoBody, support.TestCase):
         self.assert_at_rest(server, "an urgent byte has passed")
         sock.shutdown(socket.SHUT_WR)
         self.assertEqual(sock.recv(1), b"")
-        server.stop()
+        self.finish(server)
 
     def test_a_connected_client_that_says_nothing_costs_nothing(self):
         server = self.echo_server()
@@ -215,7 +215,7 @@ class SmallEcho(SmallEchoBody, support.TestCase):
         sock.sendall(b"x")
         self.assertEqual(sock.recv(1), b"x")
         self.assert_at_rest(server, "one silent client")
-        server.stop()
+        self.finish(server)
 
 
 @support.each_backend
@@ -243,7 +243,7 @@ class ConnectionLimit(support.TestCase):
             crowd.until(lambda: len(crowd.ever_served) >= min(30, have + 10), "the next ten are served")
             self.assertLessEqual(len(crowd.served), 10, "never more than the limit")
         self.assertEqual(crowd.gone, set(), "nobody was turned away")
-        server.stop()
+        self.finish(server)
 
     def test_of_thirty_clients_ten_are_served_and_the_others_when_these_leave(self):
         self.check_limit()

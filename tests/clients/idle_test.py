@@ -34,13 +34,13 @@ class Idle(support.TestCase):
                 echoed = b""
             if echoed != b"word":
                 self.assertGreater(max(longest, time.monotonic() - last), 0.5, "the client that talked was closed")
-                server.stop()
+                self.finish(server)
                 return False
             if idle_open:
                 idle_open = not self.ended_within_a_pace(idle)
             else:
                 time.sleep(PACE)
-        server.stop()
+        self.finish(server)
         return True
 
     def ended_within_a_pace(self, sock):
@@ -56,7 +56,7 @@ class Idle(support.TestCase):
         sock = self.client(server)
         sock.sendall(b"last words")
         self.assertEqual(support.receive_to_end(sock), b"last words")
-        server.stop()
+        self.finish(server)
 
     def test_zero_means_never(self):
         limited, unlimited = self.server("--idle-timeout", "1s"), self.server("--idle-timeout", "0")
@@ -64,8 +64,8 @@ class Idle(support.TestCase):
         self.assertEqual(impatient.recv(1), b"", "the limited server closes its client")
         patient.sendall(b"here")
         self.assertEqual(support.receive_exactly(patient, 4), b"here", "the unlimited server has kept its own")
-        limited.stop()
-        unlimited.stop()
+        self.finish(limited)
+        self.finish(unlimited)
 
     def test_closed_idle_clients_leave_no_descriptors(self):
         server = self.server("--idle-timeout", "1s")
@@ -79,7 +79,7 @@ class Idle(support.TestCase):
             self.assertEqual(sock.recv(1), b"")
             sock.close()
         self.eventually(lambda: len(server.descriptors()) <= before, "their descriptors are closed")
-        server.stop()
+        self.finish(server)
 
     def test_what_arrived_while_the_server_was_stopped_is_read_before_its_sender_is_judged_idle(self):
         server = self.server("--idle-timeout", "2s")
@@ -95,7 +95,7 @@ class Idle(support.TestCase):
         finally:
             server.signal(signal.SIGCONT)
         self.assertEqual(support.receive_exactly(sock, 9), b"meanwhile")
-        server.stop()
+        self.finish(server)
 
     def state(self, server):
         with open(f"/proc/{server.pid}/stat", encoding="ascii", errors="replace") as stat:

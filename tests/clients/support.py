@@ -104,6 +104,7 @@ class TestCase(unittest.TestCase):
 
     def run(self, result=None):
         self.evidence = []  # callables giving text
+        self.leaving = []  # callables by which this test's clients leave
         self.random = random.Random(f"{SEED}/{self.id().rsplit('.', 1)[-1]}")
         result = self.defaultTestResult() if result is None else result
         bad = len(result.failures) + len(result.errors)
@@ -139,7 +140,17 @@ class TestCase(unittest.TestCase):
         """A connected blocking socket with a generous timeout, closed at the end of the test; see connect()."""
         made = connect(server.address, **arguments)
         self.addCleanup(made.close)
+        self.leaving.append(made.close)
         return made
+
+    def finish(self, server):
+        """The usual end of a test: its clients leave, and the server then ends at once with status 0.
+
+        A server may wait some seconds for clients that stay, as it should; that is for stop_test.py.
+        """
+        for leave in self.leaving:
+            leave()
+        return server.stop()
 
     def bytes_of(self, size):
         return self.random.randbytes(size)
@@ -647,6 +658,7 @@ class Crowd:
         self.ever_served = set()
         self._ready = selectors.DefaultSelector()
         test.addCleanup(self._close)
+        test.leaving.append(self._close)
         for _ in range(count):
             self.add(server)
 
