@@ -36,7 +36,8 @@ CLI::Option* add_duration(CLI::App& app, const std::string& name, Duration& valu
             const auto parsed = parse_duration(text);
             if (!parsed) {
               throw CLI::ValidationError(
-                  name, fmt::format("'{}' is no duration; write 500ms, 30s, 2m, or 0 for off", text));
+                  name,
+                  fmt::format("'{}' is no duration; write 500ms, 30s, 2m, or 0 for off", text));
             }
             value = *parsed;
           },
@@ -63,9 +64,7 @@ CLI::Option* add_backend(CLI::App& app, Backend& value) {
       ->default_str("auto");
 }
 
-void print_error(const std::string& message) {
-  fmt::print(stderr, "penstock: {}\n", message);
-}
+void print_error(const std::string& message) { fmt::print(stderr, "penstock: {}\n", message); }
 
 bool check_backend(Backend backend) {
   const Result<Backend> resolved = resolve_backend(backend);

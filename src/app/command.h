@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+
 #include <functional>
 #include <string>
 
@@ -13,13 +14,14 @@ namespace penstock::app {
 /// Exit codes of every subcommand; printed by --help.
 enum ExitCode : int {
   kSuccess = 0,
-  kFailure = 1,      ///< It could not do its work: port taken or forbidden, wrong bytes.
-  kUsage = 2,        ///< The command line, or PENSTOCK_BACKEND, asks for something that cannot be.
-  kInterrupted = 130 ///< A second SIGINT or SIGTERM ended it at once.
+  kFailure = 1,       ///< It could not do its work: port taken or forbidden, wrong bytes.
+  kUsage = 2,         ///< The command line, or PENSTOCK_BACKEND, asks for something that cannot be.
+  kInterrupted = 130  ///< A second SIGINT or SIGTERM ended it at once.
 };
 
 inline constexpr const char* kExitCodes =
-    "Exit codes: 0 done; 1 it could not be done; 2 wrong usage; 130 ended at once by a second signal.";
+    "Exit codes: 0 done; 1 it could not be done; 2 wrong usage; 130 ended at once by a second "
+    "signal.";
 
 /// A subcommand that was chosen: runs it and answers the exit code.
 using Action = std::function<int()>;
@@ -39,7 +41,8 @@ CLI::Option* add_backend(CLI::App& app, Backend& value);
 /// One line on standard error: "penstock: MESSAGE".
 void print_error(const std::string& message);
 
-/// Checks PENSTOCK_BACKEND where `backend` leaves the choice to it. False: it names no back-end, and that has been said.
+/// Checks PENSTOCK_BACKEND where `backend` leaves the choice to it. False: it names no back-end,
+/// and that has been said.
 bool check_backend(Backend backend);
 
 }  // namespace penstock::app

@@ -60,11 +60,13 @@ void add_echo(CLI::App& app, Action& action) {
       ->check(CLI::Range(std::size_t{0}, std::size_t{256}))
       ->capture_default_str();
   add_backend(*command, options->backend);
-  add_bytes(*command, "--high-water", options->limits.high_water,
-            "Output queued for a client above which it is not read; reading goes on at a quarter of it");
+  add_bytes(
+      *command, "--high-water", options->limits.high_water,
+      "Output queued for a client above which it is not read; reading goes on at a quarter of it");
   command
-      ->add_option("--max-connections", options->max_connections,
-                   "Clients at a time, more wait in the backlog; 0: nine tenths of the free descriptors")
+      ->add_option(
+          "--max-connections", options->max_connections,
+          "Clients at a time, more wait in the backlog; 0: nine tenths of the free descriptors")
       ->type_name("N")
       ->capture_default_str();
   add_duration(*command, "--idle-timeout", options->limits.idle_timeout,

@@ -1,10 +1,10 @@
 // The `penstock` command: reads the command line and runs the subcommand that was chosen.
 
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
-#include <CLI/CLI.hpp>
 #include <exception>
 #include <string>
 
@@ -17,12 +17,23 @@ using namespace penstock;
 
 void log_to_spdlog(LogLevel level, std::string_view line) noexcept {
   switch (level) {
-    case LogLevel::trace: spdlog::trace("{}", line); break;
-    case LogLevel::debug: spdlog::debug("{}", line); break;
-    case LogLevel::info: spdlog::info("{}", line); break;
-    case LogLevel::warning: spdlog::warn("{}", line); break;
-    case LogLevel::error: spdlog::error("{}", line); break;
-    case LogLevel::off: break;
+    case LogLevel::trace:
+      spdlog::trace("{}", line);
+      break;
+    case LogLevel::debug:
+      spdlog::debug("{}", line);
+      break;
+    case LogLevel::info:
+      spdlog::info("{}", line);
+      break;
+    case LogLevel::warning:
+      spdlog::warn("{}", line);
+      break;
+    case LogLevel::error:
+      spdlog::error("{}", line);
+      break;
+    case LogLevel::off:
+      break;
   }
 }
 
@@ -35,9 +46,10 @@ void set_up_log(LogLevel level) {
 }
 
 int run(int argument_count, char** arguments) {
-  CLI::App app("TCP servers and tools built on Penstock: a send never blocks, never loses a byte, "
-               "and never grows without bound.",
-               "penstock");
+  CLI::App app(
+      "TCP servers and tools built on Penstock: a send never blocks, never loses a byte, "
+      "and never grows without bound.",
+      "penstock");
   app.set_version_flag("--version", "penstock " PENSTOCK_VERSION);
   app.footer(app::kExitCodes);
   app.require_subcommand(1);
@@ -55,7 +67,8 @@ int run(int argument_count, char** arguments) {
            }
            throw CLI::ValidationError(
                "--log-level",
-               "'" + name + "' is no level; the levels are trace, debug, info, warning, error, off");
+               "'" + name +
+                   "' is no level; the levels are trace, debug, info, warning, error, off");
          },
          "How much to say on standard error: trace, debug, info, warning, error, off")
       ->type_name("LEVEL")

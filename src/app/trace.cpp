@@ -59,43 +59,47 @@ class Trace {
         report_(linux_kernel(), describe(payload_), choose_format(options)),
         kernel_(linux_kernel(), report_),
         loop_({.backend = options.backend, .kernel = &kernel_}),
-        server_(loop_, server_options(payload_.size())),
-        reader_(loop_, options.reader, [this] { reader_ended(); }) {}
+        reader_(loop_, options.reader, [this] { end(); }),
+        server_(loop_, server_options(payload_.size())) {}
 
   int run();
 
  private:
-  void set_callbacks();
   Result<void> start();
+  void set_callbacks();
   void offer(TcpConnection& connection);
-  void reader_ended();
-  void connection_ended(const CloseReport& report);
+  void end();
+  int conclude();
   // A stranger may have found the port.
   bool is_readers(const TcpConnection& connection) const {
     return connection.peer_address() == reader_.address();
   }
-  int conclude();
 
   const TraceOptions options_;
   std::string payload_;
   TraceReport report_;
   TracingKernel kernel_;
   EventLoop loop_;
-  TcpServer server_;
   SlowReader reader_;
-  bool connected_ = false;
-  CloseReport closed_;
+  TcpServer server_;
+  std::string
+      server_end_;  // why the server ended the connection, if it came before the reader's end
 };
 
 int Trace::run() {
-  set_callbacks();
   Result<void> done = start();
   if (done) done = loop_.run();
-  if (!done) {
-    print_error(fmt::format("the trace could not start: {}", done.error().message()));
-    return kFailure;
-  }
-  return conclude();
+  if (done) return conclude();
+  print_error(fmt::format("the trace could not start: {}", done.error().message()));
+  return kFailure;
+}
+
+Result<void> Trace::start() {
+  set_callbacks();
+  Result<void> done = server_.start();
+  if (done) done = reader_.connect(server_.address());
+  if (done) report_.start(loop_.backend_name(), options_.reader.rate, reader_.receive_buffer());
+  return done;
 }
 
 void Trace::set_callbacks() {
@@ -109,16 +113,8 @@ void Trace::set_callbacks() {
     connection.finish();
   });
   server_.on_close([this](TcpConnection& connection, const CloseReport& report) {
-    if (is_readers(connection)) connection_ended(report);
+    if (is_readers(connection)) server_end_ = to_string(report.reason);
   });
-}
-
-Result<void> Trace::start() {
-  if (const Result<void> listening = server_.start(); !listening) return listening;
-  if (const Result<void> connecting = reader_.connect(server_.address()); !connecting)
-    return connecting;
-  report_.start(loop_.backend_name(), options_.reader.rate, reader_.receive_buffer());
-  return {};
 }
 
 void Trace::offer(TcpConnection& connection) {
@@ -126,28 +122,22 @@ void Trace::offer(TcpConnection& connection) {
     connection.abort();
     return;
   }
-  connected_ = true;
   kernel_.trace(connection.descriptor());
   connection.send(std::move(payload_));  // the kernel reads the string's own memory
 }
 
-void Trace::reader_ended() {
+// Whatever the server does, the reader learns of it.
+void Trace::end() {
   report_.reader_ended(reader_);
-  if (!connected_) loop_.stop();
-}
-
-void Trace::connection_ended(const CloseReport& report) {
-  connected_ = false;
-  closed_ = report;
-  if (reader_.ended()) loop_.stop();
+  loop_.stop();
 }
 
 int Trace::conclude() {
   report_.summary(reader_);
-  const std::string discrepancy = report_.discrepancy(reader_);
-  if (!discrepancy.empty()) {
-    print_error(fmt::format("the transfer does not add up: {} (the connection ended with: {})",
-                            discrepancy, to_string(closed_.reason)));
+  if (const std::string discrepancy = report_.discrepancy(reader_); !discrepancy.empty()) {
+    print_error(
+        fmt::format("the transfer does not add up: {}{}", discrepancy,
+                    server_end_.empty() ? "" : "; the server's side ended with " + server_end_));
     return kFailure;
   }
   if (std::ferror(stdout) != 0) {

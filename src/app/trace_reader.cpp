@@ -100,7 +100,6 @@ void SlowReader::check(std::span<const std::byte> bytes) noexcept {
 
 void SlowReader::end(int error) {
   if (error != 0) error_ = system_error(error);
-  ended_ = true;
   close();
   on_end_();
 }

@@ -40,7 +40,6 @@ class SlowReader {
   const SocketAddress& address() const noexcept { return address_; }
   /// The receive buffer that the kernel has granted, in bytes.
   int receive_buffer() const noexcept { return receive_buffer_; }
-  bool ended() const noexcept { return ended_; }
   /// Why it ended, if not by EOF.
   std::error_code error() const noexcept { return error_; }
   std::uint64_t received() const noexcept { return received_; }
@@ -68,7 +67,6 @@ class SlowReader {
   SocketAddress address_;
   std::vector<std::byte> buffer_;
   int receive_buffer_ = 0;
-  bool ended_ = false;
   std::error_code error_;
   std::uint64_t received_ = 0;
   Fnv1a hash_;

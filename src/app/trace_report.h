@@ -48,7 +48,7 @@ class TraceReport final : public WritePathObserver {
 
  private:
   double percent() const noexcept;
-  void say(std::string_view event, fmt::terminal_color color, const std::string& text,
+  void say(std::string_view event, fmt::text_style style, const std::string& text,
            const std::string& fields) const;
 
   Kernel& kernel_;
@@ -61,7 +61,6 @@ class TraceReport final : public WritePathObserver {
   std::uint64_t refused_writes_ = 0;
   std::uint64_t arms_ = 0;
   std::uint64_t disarms_ = 0;
-  std::uint64_t writables_ = 0;
 };
 
 }  // namespace penstock::app

@@ -68,8 +68,8 @@ std::optional<Duration> parse_duration(std::string_view text) {
   };
   for (const auto& [unit, factor] : kUnits) {
     if (quantity->unit != unit) continue;
-    const auto nanoseconds = multiply(
-        quantity->value, factor, static_cast<std::uint64_t>(Duration::max().count()));
+    const auto nanoseconds =
+        multiply(quantity->value, factor, static_cast<std::uint64_t>(Duration::max().count()));
     if (!nanoseconds) return std::nullopt;
     return Duration(static_cast<Duration::rep>(*nanoseconds));
   }

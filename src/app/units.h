@@ -10,10 +10,12 @@
 
 namespace penstock::app {
 
-/// "65536", "64KiB", "10MiB", "1GiB"; also K, M, G (binary) and KB, MB, GB (decimal). Nothing for anything else.
+/// "65536", "64KiB", "10MiB", "1GiB"; also K, M, G (binary) and KB, MB, GB (decimal). Nothing for
+/// anything else.
 std::optional<std::size_t> parse_bytes(std::string_view text);
 
-/// "30s", "500ms", "2m", "1h", "0". Nothing for anything else; a number without a unit other than 0 is refused.
+/// "30s", "500ms", "2m", "1h", "0". Nothing for anything else; a number without a unit other than 0
+/// is refused.
 std::optional<Duration> parse_duration(std::string_view text);
 
 /// For people: "1.5 MiB", "312 B".

@@ -1,4 +1,5 @@
-// Selector over epoll(7): the interest set lives in the kernel, the event array here; it grows when it comes back full.
+// Selector over epoll(7): the interest set lives in the kernel, the event array here; it grows when
+// it comes back full.
 #pragma once
 
 #include <memory>

@@ -17,9 +17,12 @@ Result<Backend> parse_backend(std::string_view name) {
 
 std::string_view to_string(Backend backend) noexcept {
   switch (backend) {
-    case Backend::automatic: return "auto";
-    case Backend::epoll: return "epoll";
-    case Backend::epoll_edge: return "epoll-et";
+    case Backend::automatic:
+      return "auto";
+    case Backend::epoll:
+      return "epoll";
+    case Backend::epoll_edge:
+      return "epoll-et";
   }
   return "unknown";
 }

@@ -14,15 +14,20 @@ namespace {
 
 std::uint32_t watch_events(Interest interest) noexcept {
   switch (interest) {
-    case Interest::none: return 0;
-    case Interest::readable: return EPOLLIN | EPOLLRDHUP;
-    case Interest::writable: return EPOLLOUT;
-    case Interest::both: return EPOLLIN | EPOLLRDHUP | EPOLLOUT;
+    case Interest::none:
+      return 0;
+    case Interest::readable:
+      return EPOLLIN | EPOLLRDHUP;
+    case Interest::writable:
+      return EPOLLOUT;
+    case Interest::both:
+      return EPOLLIN | EPOLLRDHUP | EPOLLOUT;
   }
   return 0;
 }
 
-// Errors of a connection that died in the backlog, or of the network under it: the next one may be well (accept(2)).
+// Errors of a connection that died in the backlog, or of the network under it: the next one may be
+// well (accept(2)).
 bool concerns_one_connection(int error) noexcept {
   switch (error) {
     case ECONNABORTED:
@@ -71,10 +76,11 @@ Result<std::unique_ptr<IoBackend>> ReadinessBackend::create(Kernel& kernel,
 }
 
 ReadinessBackend::~ReadinessBackend() {
-  PENSTOCK_ASSERT(streams_.size() == 0, "streams must be closed and reported before their back-end dies");
+  PENSTOCK_ASSERT(streams_.size() == 0,
+                  "streams must be closed and reported before their back-end dies");
 }
 
-// -- Streams ----------------------------------------------------------------------------------------------------------
+// -- Streams --------------------------------------------------------------------------------------
 
 Result<Stream*> ReadinessBackend::attach(UniqueFd fd, StreamHandler& handler) {
   ReadinessStream& stream = streams_.emplace(context_, fd.get(), handler);
@@ -102,7 +108,7 @@ Result<Stream*> ReadinessBackend::connect(UniqueFd fd, const SocketAddress& peer
   return &stream;
 }
 
-// -- Listeners ----------------------------------------------------------------------------------------------------------
+// -- Listeners ------------------------------------------------------------------------------------
 
 std::uint32_t ReadinessBackend::accept_events() const noexcept {
   return context_.trigger == Trigger::edge ? EPOLLIN | EPOLLET : std::uint32_t{EPOLLIN};
@@ -167,7 +173,7 @@ void ReadinessBackend::accept_from(SlotId id) {
   if (!listener->linked()) ready_listeners_.push_back(*listener);
 }
 
-// -- Watches ------------------------------------------------------------------------------------------------------------
+// -- Watches --------------------------------------------------------------------------------------
 
 Result<WatchId> ReadinessBackend::watch(int fd, Interest interest, WatchHandler& handler) {
   Watch& watch = watches_.emplace(fd, handler);
@@ -210,7 +216,7 @@ void ReadinessBackend::unwatch(WatchId id) {
   watches_.erase(id);
 }
 
-// -- A poll ---------------------------------------------------------------------------------------------------------------
+// -- A poll ---------------------------------------------------------------------------------------
 
 int ReadinessBackend::wait_milliseconds(TimePoint deadline) {
   if (!context_.ready.empty() || !context_.dying.empty() || !ready_listeners_.empty()) return 0;
@@ -221,8 +227,7 @@ int ReadinessBackend::wait_milliseconds(TimePoint deadline) {
   if (deadline == kNever) return -1;
   if (deadline <= now_) return 0;
   // Rounded up: waking early would only mean waiting once more.
-  const auto left =
-      std::chrono::ceil<std::chrono::milliseconds>(deadline - kernel_.now()).count();
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - kernel_.now()).count();
   constexpr std::int64_t kDay = 24 * 60 * 60 * 1000;
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, kDay));
 }
@@ -242,7 +247,8 @@ void ReadinessBackend::poll(TimePoint deadline) {
     ++statistics_.wakeups;
     statistics_.events += events.size();
   }
-  for (const epoll_event& event : events) dispatch(event.events, Token::unpacked(event.data.u64));
+  for (const epoll_event& event : events)
+    dispatch(event.events, Token::unpacked(event.data.u64));
   serve_ready(streams, listeners);
   if (!context_.retrying.empty()) serve_retries();
   if (!context_.dying.empty()) bury();
@@ -284,8 +290,10 @@ void ReadinessBackend::dispatch(std::uint32_t events, Token token) {
 
 void ReadinessBackend::serve_ready(StreamWorkList& streams,
                                    IntrusiveList<Listener, ListenerWorkTag>& listeners) {
-  while (Listener* listener = listeners.pop_front()) accept_from(listener->id);
-  while (ReadinessStream* stream = streams.pop_front()) stream->on_ready();
+  while (Listener* listener = listeners.pop_front())
+    accept_from(listener->id);
+  while (ReadinessStream* stream = streams.pop_front())
+    stream->on_ready();
 }
 
 void ReadinessBackend::serve_retries() {

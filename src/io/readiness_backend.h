@@ -1,4 +1,5 @@
-// The back-end over a selector: epoll by level or by edge, poll. Owned by its loop; all but wake() on the loop's thread.
+// The back-end over a selector: epoll by level or by edge, poll. Owned by its loop; all but wake()
+// on the loop's thread.
 #pragma once
 
 #include <memory>

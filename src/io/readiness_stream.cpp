@@ -16,8 +16,9 @@ bool is_shortage(ssize_t result) noexcept { return result == -ENOBUFS || result 
 
 }  // namespace
 
-// Level: what is wanted now. The end of the input (RDHUP) is wanted only together with input, or a paused
-// stream would spin (K7). Edge: all input events once and for all; an edge costs nothing while it is not wanted.
+// Level: what is wanted now. The end of the input (RDHUP) is wanted only together with input, or a
+// paused stream would spin (K7). Edge: all input events once and for all; an edge costs nothing
+// while it is not wanted.
 std::uint32_t ReadinessStream::wanted_events() const noexcept {
   const bool room_wanted = (blocked_ && !send_starved_) || in_on_sent_ || connecting_;
   const std::uint32_t output = room_wanted ? std::uint32_t{EPOLLOUT} : 0;
@@ -48,7 +49,8 @@ void ReadinessStream::update_interest() {
   if (events == armed_events_) return;
   const int result = context_.selector.change(fd_, events, Token::of(Token::Kind::stream, id_));
   PENSTOCK_ASSERT(result == 0 || result == -ENOMEM, "the selector does not know its descriptor");
-  // MOD can lack memory only for wake-up sources, which we do not use; should it, the stream cannot go on.
+  // MOD can lack memory only for wake-up sources, which we do not use; should it, the stream cannot
+  // go on.
   if (result == 0) {
     armed_events_ = events;
   } else if (send_error_ == 0) {
@@ -82,7 +84,7 @@ void ReadinessStream::stop_receive() {
   update_interest();
 }
 
-// -- Sending ----------------------------------------------------------------------------------------------------------
+// -- Sending --------------------------------------------------------------------------------------
 
 SendResult ReadinessStream::send(std::span<const iovec> front) {
   SendResult result = transmit(front);
@@ -99,7 +101,8 @@ SendResult ReadinessStream::transmit(std::span<const iovec> front) {
   if (blocked_ || front.empty()) return {};
 
   std::size_t size = 0;
-  for (const iovec& piece : front) size += piece.iov_len;
+  for (const iovec& piece : front)
+    size += piece.iov_len;
   ssize_t sent = 0;
   if (front.size() == 1) {
     sent = context_.kernel.send(fd_, front[0].iov_base, front[0].iov_len, 0);
@@ -155,7 +158,7 @@ void ReadinessStream::finish() {
   context_.kernel.shutdown(fd_, SHUT_WR);
 }
 
-// -- Receiving --------------------------------------------------------------------------------------------------------
+// -- Receiving ------------------------------------------------------------------------------------
 
 void ReadinessStream::on_event(std::uint32_t events) {
   if (connecting_) {
@@ -173,8 +176,9 @@ void ReadinessStream::on_event(std::uint32_t events) {
     notify_writable();
     if (closed()) return;
   }
-  // HUP and ERR cannot be masked. While nobody reads, level triggering would repeat them for ever, so the stream leaves the
-  // selector; what has arrived is read without further events once it is wanted.
+  // HUP and ERR cannot be masked. While nobody reads, level triggering would repeat them for ever,
+  // so the stream leaves the selector; what has arrived is read without further events once it is
+  // wanted.
   if ((events & kBrokenEvents) != 0 && (!receiving_ || input_ended_ || receive_starved_)) {
     if (!edge()) leave_selector();
     if ((events & EPOLLERR) != 0) report_failure(ECONNRESET);
@@ -273,7 +277,7 @@ void ReadinessStream::finish_connect() {
   handler_.on_connected();
 }
 
-// -- Shortage of kernel memory ------------------------------------------------------------------------------------------
+// -- Shortage of kernel memory --------------------------------------------------------------------
 
 void ReadinessStream::retry_later() {
   retry_delay_ = std::clamp(retry_delay_ * 2, kRetryDelayMin, kRetryDelayMax);
@@ -293,7 +297,7 @@ void ReadinessStream::on_retry(TimePoint now) {
   if (std::exchange(send_starved_, false) && blocked_) notify_writable();
 }
 
-// -- Closing ------------------------------------------------------------------------------------------------------------
+// -- Closing --------------------------------------------------------------------------------------
 
 void ReadinessStream::close() {
   if (closed()) return;

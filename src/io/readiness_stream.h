@@ -1,6 +1,6 @@
 // A stream over readiness: recv when the selector says so, send until the kernel takes no more.
-// Owned by its ReadinessBackend, in a slot; loop's thread. It never reads SO_ERROR once connected: that would turn a
-// reset into a clean end (reliability K3).
+// Owned by its ReadinessBackend, in a slot; loop's thread. It never reads SO_ERROR once connected:
+// that would turn a reset into a clean end (reliability K3).
 #pragma once
 
 #include <sys/uio.h>
@@ -95,17 +95,18 @@ class ReadinessStream final : public Stream,
   SlotId id_;
   int fd_;
   std::uint32_t armed_events_ = 0;
-  int send_error_ = 0;              // to be reported by the next poll()
-  bool registered_ = false;     // the selector knows the descriptor
+  int send_error_ = 0;       // to be reported by the next poll()
+  bool registered_ = false;  // the selector knows the descriptor
   bool connecting_ = false;
-  bool receiving_ = true;       // the owner wants input
-  bool readable_ = false;       // there may be input that no further event will announce
-  bool read_to_end_ = false;    // the last event named an end, an error or urgent data: a short read proves nothing
-  bool blocked_ = false;        // the kernel took less than all; on_sent is due
+  bool receiving_ = true;  // the owner wants input
+  bool readable_ = false;  // there may be input that no further event will announce
+  bool read_to_end_ =
+      false;  // the last event named an end, an error or urgent data: a short read proves nothing
+  bool blocked_ = false;  // the kernel took less than all; on_sent is due
   bool in_on_sent_ = false;
-  bool input_ended_ = false;    // on_peer_finished has been called
-  bool failed_ = false;         // on_failed has been called
-  bool send_starved_ = false;   // the kernel has no memory to send
+  bool input_ended_ = false;   // on_peer_finished has been called
+  bool failed_ = false;        // on_failed has been called
+  bool send_starved_ = false;  // the kernel has no memory to send
   bool receive_starved_ = false;
 
   // Cold.

@@ -1,5 +1,6 @@
-// What a readiness back-end needs of the kernel's ways to wait: four verbs over descriptors.
-// Owner: one ReadinessBackend; loop's thread. Events are spoken in the bits of epoll, which poll(2) shares.
+// What a readiness back-end needs of the kernel's ways to wait: four verbs over descriptors. Owner:
+// one ReadinessBackend; loop's thread. Events are spoken in the bits of epoll, which poll(2)
+// shares.
 #pragma once
 
 #include <sys/epoll.h>
@@ -11,7 +12,8 @@
 
 namespace penstock {
 
-/// Names what an event is for, packed in the 64 bits that epoll carries, so that a stale event is recognised.
+/// Names what an event is for, packed in the 64 bits that epoll carries, so that a stale event is
+/// recognised.
 struct Token {
   enum class Kind : std::uint8_t { wake, stream, listener, watch };
 
@@ -25,8 +27,7 @@ struct Token {
     return {kind, id.generation & kGenerationMask, id.slot};
   }
   static Token unpacked(std::uint64_t bits) noexcept {
-    return {static_cast<Kind>(bits >> 56),
-            static_cast<std::uint32_t>(bits >> 32) & kGenerationMask,
+    return {static_cast<Kind>(bits >> 56), static_cast<std::uint32_t>(bits >> 32) & kGenerationMask,
             static_cast<std::uint32_t>(bits)};
   }
   std::uint64_t packed() const noexcept {
@@ -38,7 +39,8 @@ struct Token {
   }
 };
 
-/// A way to wait. `events` are EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI and, where the selector knows it, EPOLLET.
+/// A way to wait. `events` are EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI and, where the selector
+/// knows it, EPOLLET.
 class Selector {
  public:
   Selector() = default;
@@ -51,7 +53,8 @@ class Selector {
   /// Re-arms an edge, even when nothing changes.
   virtual int change(int fd, std::uint32_t events, Token token) = 0;
   virtual int remove(int fd) = 0;
-  /// Waits at most `timeout` milliseconds (-1: without end). The events are valid until the next call.
+  /// Waits at most `timeout` milliseconds (-1: without end). The events are valid until the next
+  /// call.
   virtual std::span<const epoll_event> wait(int timeout) = 0;
 };
 

@@ -13,7 +13,8 @@ namespace {
 
 thread_local EventLoop* current_loop = nullptr;
 
-// Marks a loop as the one being turned. Many loops may take turns on one thread (a simulation does), never inside each other.
+// Marks a loop as the one being turned. Many loops may take turns on one thread (a simulation
+// does), never inside each other.
 class TurnScope {
  public:
   explicit TurnScope(EventLoop& loop) noexcept {
@@ -30,9 +31,7 @@ CountedPtr<MemoryBudget> budget_or_default(CountedPtr<MemoryBudget> budget, Kern
   return make_counted<MemoryBudget>(kernel.memory_limit() / 2);
 }
 
-std::uint64_t key_of(WatchId id) noexcept {
-  return (std::uint64_t{id.generation} << 32) | id.slot;
-}
+std::uint64_t key_of(WatchId id) noexcept { return (std::uint64_t{id.generation} << 32) | id.slot; }
 
 }  // namespace
 
@@ -103,8 +102,10 @@ EventLoop::~EventLoop() {
   tasks_.clear();
   next_task_ = 0;
   user_timers_.clear();
-  for (const auto& [key, service] : services_) service->shut_down();
-  // Each turn ends what it can; a connection needs two. The bound is for a callback that makes new ones for ever.
+  for (const auto& [key, service] : services_)
+    service->shut_down();
+  // Each turn ends what it can; a connection needs two. The bound is for a callback that makes new
+  // ones for ever.
   constexpr int kTurnsMax = 1000;
   const auto all_idle = [this] {
     return std::ranges::all_of(services_, [](const auto& entry) { return entry.second->idle(); });
@@ -116,18 +117,19 @@ EventLoop::~EventLoop() {
   services_.clear();
   signals_.reset();
   for (const auto& [key, watch] : user_watches_) {
-    backend_->unwatch(WatchId{SlotId{static_cast<std::uint32_t>(key),
-                                     static_cast<std::uint32_t>(key >> 32)}});
+    backend_->unwatch(
+        WatchId{SlotId{static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32)}});
   }
 }
 
 EventLoop* EventLoop::current() noexcept { return current_loop; }
 
 void EventLoop::assert_here() const noexcept {
-  PENSTOCK_ASSERT(in_loop() || !running(), "used outside its loop's thread: post a task or use a handle");
+  PENSTOCK_ASSERT(in_loop() || !running(),
+                  "used outside its loop's thread: post a task or use a handle");
 }
 
-// -- Running ------------------------------------------------------------------------------------------------------------
+// -- Running --------------------------------------------------------------------------------------
 
 Result<void> EventLoop::run() {
   if (error_) return std::unexpected(error_);
@@ -156,9 +158,10 @@ void EventLoop::turn(Duration longest_wait) {
   const TurnScope scope(*this);
   ++statistics_.turns;
 
-  run_tasks();                                                            // 1
-  statistics_.timers_fired += timers_.fire_due(now(), kTimersPerTurn);    // 2
-  for (const auto& [key, service] : services_) service->flush();          // 3
+  run_tasks();                                                          // 1
+  statistics_.timers_fired += timers_.fire_due(now(), kTimersPerTurn);  // 2
+  for (const auto& [key, service] : services_)
+    service->flush();  // 3
 
   TimePoint deadline = TimePoint::min();
   if (longest_wait > Duration::zero() && !anything_due() && mailbox_->prepare_to_sleep()) {
@@ -167,11 +170,13 @@ void EventLoop::turn(Duration longest_wait) {
       deadline = std::min(deadline, add_clamped(read_clock(), longest_wait));
     }
   }
-  backend_->poll(deadline);                                               // 4
+  backend_->poll(deadline);  // 4
   mailbox_->awake();
 
-  for (const auto& [key, service] : services_) service->notify();         // 5
-  for (const auto& [key, service] : services_) service->bury();           // 6
+  for (const auto& [key, service] : services_)
+    service->notify();  // 5
+  for (const auto& [key, service] : services_)
+    service->bury();  // 6
   ended_watches_.clear();
 }
 
@@ -243,7 +248,7 @@ LoopStatistics EventLoop::statistics() const {
   return statistics;
 }
 
-// -- Timers ---------------------------------------------------------------------------------------------------------------
+// -- Timers ---------------------------------------------------------------------------------------
 
 TimerId EventLoop::next_timer_id() noexcept {
   return {last_timer_id_.fetch_add(1, std::memory_order_relaxed) + 1};
@@ -307,7 +312,7 @@ void EventLoop::fire(UserTimer& timer) {
   timers_.schedule(timer.timer, timer.due);
 }
 
-// -- Watches and signals --------------------------------------------------------------------------------------------------
+// -- Watches and signals --------------------------------------------------------------------------
 
 Result<WatchId> EventLoop::watch(int fd, Interest interest, WatchCallback callback) {
   assert_here();
@@ -331,8 +336,7 @@ void EventLoop::unwatch(WatchId id) {
   user_watches_.erase(found);
 }
 
-Result<void> EventLoop::on_signal(int signal_number,
-                                  std::move_only_function<void(int)> callback) {
+Result<void> EventLoop::on_signal(int signal_number, std::move_only_function<void(int)> callback) {
   assert_here();
   if (!signals_) signals_ = std::make_unique<SignalWatcher>(*this);
   return signals_->set(signal_number, std::move(callback));

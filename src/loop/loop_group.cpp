@@ -30,7 +30,8 @@ Result<void> LoopGroup::start() {
     loops_.push_back(std::move(*loop));
   }
 
-  // A thread starts with its maker's mask: signals are for whoever asked for them, not for these loops.
+  // A thread starts with its maker's mask: signals are for whoever asked for them, not for these
+  // loops.
   sigset_t all;
   sigset_t previous;
   sigfillset(&all);
@@ -68,7 +69,8 @@ void LoopGroup::stop() {
     PENSTOCK_ASSERT(!loop->in_loop(), "a loop group cannot be stopped by one of its own loops");
     loop->stop();
   }
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : threads_)
+    thread.join();
   threads_.clear();
   loops_.clear();
 }

@@ -13,7 +13,8 @@ namespace {
 
 using mailbox_hooks::Point;
 
-// All mailboxes there ever were. Entries are added and never removed; `free` holds those without a loop.
+// All mailboxes there ever were. Entries are added and never removed; `free` holds those without a
+// loop.
 struct MailboxTable {
   std::mutex mutex;
   std::array<std::atomic<Mailbox*>, Mailbox::kLoopsMax> entries{};

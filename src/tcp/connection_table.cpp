@@ -30,7 +30,8 @@ TcpConnection* ConnectionTable::find(SlotId id) noexcept {
 }
 
 void ConnectionTable::flush() {
-  while (TcpConnection* connection = dirty_.pop_front()) connection->flush();
+  while (TcpConnection* connection = dirty_.pop_front())
+    connection->flush();
 }
 
 // What callbacks add waits for the next turn: they cannot keep the loop here.

@@ -42,7 +42,8 @@ Result<UniqueFd> Listener::make_socket(const SocketAddress& address,
       {IPPROTO_TCP, TCP_KEEPIDLE, 60},
       {IPPROTO_TCP, TCP_KEEPINTVL, 10},
       {IPPROTO_TCP, TCP_KEEPCNT, 6},
-      {IPPROTO_TCP, TCP_USER_TIMEOUT, static_cast<int>(std::min<std::int64_t>(user_timeout, INT32_MAX))},
+      {IPPROTO_TCP, TCP_USER_TIMEOUT,
+       static_cast<int>(std::min<std::int64_t>(user_timeout, INT32_MAX))},
   };
   for (const auto& [level, name, value] : wanted) {
     const int set = set_option(kernel, fd, level, name, value);
@@ -119,7 +120,8 @@ void Listener::on_accepted(UniqueFd fd, const SocketAddress& peer) {
   owner_.connection_accepted(std::move(fd), peer);
 }
 
-// The condition lasts, so asking again at once would spin (K8); an edge would never be told again (K9).
+// The condition lasts, so asking again at once would spin (K8); an edge would never be told again
+// (K9).
 void Listener::on_accept_failed(int error) {
   accept_errors_.fetch_add(1, std::memory_order_relaxed);
   if (error == EMFILE || error == ENFILE) refuse_pending();
@@ -144,7 +146,8 @@ void Listener::open_reserve() {
   if (fd >= 0) reserve_ = UniqueFd(kernel, fd);
 }
 
-// With the one descriptor kept for this, clients that wait are told so instead of being left in the backlog.
+// With the one descriptor kept for this, clients that wait are told so instead of being left in the
+// backlog.
 void Listener::refuse_pending() {
   if (!reserve_) return;
   Kernel& kernel = loop_.kernel();
@@ -164,13 +167,19 @@ std::string describe_listen_error(const std::string& address, std::error_code er
   std::string line = "cannot listen on " + address + ": " + error.message();
   if (error.category() != std::system_category()) return line;
   switch (error.value()) {
-    case EADDRINUSE: return line + "; another process has this port: choose another, or 0 for any free one";
-    case EACCES: return line + "; ports below 1024 need privileges: choose a higher one";
-    case EADDRNOTAVAIL: return line + "; no interface of this machine has that address: try 0.0.0.0 or 127.0.0.1";
-    case EAFNOSUPPORT: return line + "; only IPv4 and IPv6 addresses are served";
+    case EADDRINUSE:
+      return line + "; another process has this port: choose another, or 0 for any free one";
+    case EACCES:
+      return line + "; ports below 1024 need privileges: choose a higher one";
+    case EADDRNOTAVAIL:
+      return line + "; no interface of this machine has that address: try 0.0.0.0 or 127.0.0.1";
+    case EAFNOSUPPORT:
+      return line + "; only IPv4 and IPv6 addresses are served";
     case EMFILE:
-    case ENFILE: return line + "; raise the limit on descriptors with ulimit -n";
-    default: return line;
+    case ENFILE:
+      return line + "; raise the limit on descriptors with ulimit -n";
+    default:
+      return line;
   }
 }
 

@@ -17,7 +17,8 @@ std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
       EventLoopOptions{.backend = options.backend, .kernel = options.kernel});
 }
 
-// How many connections fit: explicit limits must, the default leaves a tenth of the free descriptors alone.
+// How many connections fit: explicit limits must, the default leaves a tenth of the free
+// descriptors alone.
 Result<std::size_t> connections_that_fit(std::size_t wanted, Kernel& kernel) {
   const std::size_t limit = kernel.descriptor_limit();
   const std::size_t open = kernel.open_descriptors();
@@ -45,7 +46,8 @@ TcpServer::TcpServer(EventLoop& loop, TcpServerOptions options)
 TcpServer::~TcpServer() {
   if (!core_) return;
   if (own_loop_) {
-    PENSTOCK_ASSERT(!own_loop_->running(), "a server cannot be destroyed by its own loop, or while it runs");
+    PENSTOCK_ASSERT(!own_loop_->running(),
+                    "a server cannot be destroyed by its own loop, or while it runs");
     core_->abandon();
     group_.reset();     // joins the threads; their loops reset and report what they have
     own_loop_.reset();  // the same for the first
@@ -56,14 +58,14 @@ TcpServer::~TcpServer() {
     return;
   }
   if (loop_->running()) {
-    const PostResult posted =
-        Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
+    const PostResult posted = Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
     PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
     core_->wait_until_abandoned();
     return;
   }
   core_->abandon();
-  while (core_->live() > 0) loop_->step();
+  while (core_->live() > 0)
+    loop_->step();
 }
 
 ConnectionCallbacks& TcpServer::callbacks() {
@@ -88,7 +90,8 @@ Result<void> TcpServer::start() {
       group_.reset();
       return started;
     }
-    for (std::size_t i = 0; i < group_->size(); ++i) loops.push_back(&group_->loop(i));
+    for (std::size_t i = 0; i < group_->size(); ++i)
+      loops.push_back(&group_->loop(i));
   } else {
     loops.push_back(loop_);
   }
@@ -114,7 +117,8 @@ Result<void> TcpServer::start() {
 }
 
 int TcpServer::run() {
-  PENSTOCK_ASSERT(own_loop_ != nullptr, "run() is for a server with loops of its own; run the loop instead");
+  PENSTOCK_ASSERT(own_loop_ != nullptr,
+                  "run() is for a server with loops of its own; run the loop instead");
   const auto fail = [this](std::error_code error) {
     log(LogLevel::error, describe_listen_error(options_.listen, error));
     return 1;
@@ -154,8 +158,7 @@ void TcpServer::stop(Duration deadline) {
     core_->stop(deadline);
     return;
   }
-  static_cast<void>(
-      Mailbox::post(loop_->id(), [core = core_, deadline] { core->stop(deadline); }));
+  static_cast<void>(Mailbox::post(loop_->id(), [core = core_, deadline] { core->stop(deadline); }));
 }
 
 SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }

@@ -19,7 +19,8 @@ ServerCore::ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& lo
       behaviour_(std::move(behaviour)),
       max_connections_(max_connections),
       listener_(accept_loop, *this) {
-  for (EventLoop* loop : loops) shares_.push_back(std::make_unique<Share>(*this, *loop));
+  for (EventLoop* loop : loops)
+    shares_.push_back(std::make_unique<Share>(*this, *loop));
 }
 
 ServerCore::~ServerCore() {
@@ -30,7 +31,7 @@ Result<void> ServerCore::listen(const SocketAddress& address, const ListenerOpti
   return listener_.open(address, options);
 }
 
-// -- Accepting ----------------------------------------------------------------------------------------------------------
+// -- Accepting ------------------------------------------------------------------------------------
 
 struct ServerCore::Handover {
   Handover(ServerCore& its_core, Share& its_share, UniqueFd its_fd, const SocketAddress& its_peer)
@@ -97,7 +98,8 @@ void ServerCore::connection_gone(Share& share) noexcept {
   share.live.fetch_sub(1);
   const std::size_t left = live_.fetch_sub(1) - 1;
   if (left == 0) {
-    const std::lock_guard lock(mutex_);  // else the waiter could miss it between looking and waiting
+    const std::lock_guard lock(
+        mutex_);  // else the waiter could miss it between looking and waiting
     empty_.notify_all();
   }
   ended_.fetch_add(1, std::memory_order_relaxed);
@@ -122,7 +124,7 @@ void ServerCore::room_again() {
   listener_.resume();
 }
 
-// -- Stopping -----------------------------------------------------------------------------------------------------------
+// -- Stopping -------------------------------------------------------------------------------------
 
 void ServerCore::stop(Duration deadline) {
   accept_loop_.assert_here();
@@ -194,7 +196,7 @@ void ServerCore::on_accept_loop(Action action) {
       accept_loop_id_, [core = CountedPtr<ServerCore>(this), action] { action(*core); }));
 }
 
-// -- A loop's share -----------------------------------------------------------------------------------------------------
+// -- A loop's share -------------------------------------------------------------------------------
 
 void ServerCore::Share::connection_started(TcpConnection& connection) noexcept {
   if (!keep_alive) keep_alive = CountedPtr<ServerCore>(&core);
@@ -212,15 +214,13 @@ void ServerCore::Share::connection_ended(TcpConnection& connection) noexcept {
 }
 
 void ServerCore::Share::close_all() noexcept {
-  for (TcpConnection* each = connections.front(); each != nullptr;
-       each = connections.next(*each)) {
+  for (TcpConnection* each = connections.front(); each != nullptr; each = connections.next(*each)) {
     each->close();
   }
 }
 
 void ServerCore::Share::abort_all() noexcept {
-  for (TcpConnection* each = connections.front(); each != nullptr;
-       each = connections.next(*each)) {
+  for (TcpConnection* each = connections.front(); each != nullptr; each = connections.next(*each)) {
     each->abort();
   }
 }

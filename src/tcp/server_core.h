@@ -1,8 +1,9 @@
-// What of a server its connections may still need after the TcpServer itself has gone: behaviour, counts, the list of connections
-// per loop. Counted; the TcpServer holds a share, each loop with connections holds one.
+// What of a server its connections may still need after the TcpServer itself has gone: behaviour,
+// counts, the list of connections per loop. Counted; the TcpServer holds a share, each loop with
+// connections holds one.
 //
-// Threads: the listener and stopping happen on the accepting loop; each Share belongs to its loop; counts are atomic (they change per
-// connection, never per message).
+// Threads: the listener and stopping happen on the accepting loop; each Share belongs to its loop;
+// counts are atomic (they change per connection, never per message).
 #pragma once
 
 #include <atomic>
@@ -31,7 +32,8 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
 
   // -- On the accepting loop --
   Result<void> listen(const SocketAddress& address, const ListenerOptions& options);
-  /// Stops in order; see TcpServer::stop. Calls `stopped` (from on_stopped) once no connection is left.
+  /// Stops in order; see TcpServer::stop. Calls `stopped` (from on_stopped) once no connection is
+  /// left.
   void stop(Duration deadline);
   /// The server object goes: no more accepting, everything is reset.
   void abandon();
@@ -59,7 +61,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
     ServerCore& core;
     EventLoop& loop;
     LoopId loop_id;
-    std::atomic<std::size_t> live{0};  // handed over and not yet ended
+    std::atomic<std::size_t> live{0};   // handed over and not yet ended
     CountedPtr<ServerCore> keep_alive;  // while there are connections
     IntrusiveList<TcpConnection, OwnerTag> connections;
   };
@@ -90,14 +92,15 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::move_only_function<void()> stopped_;
   Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
   bool stopping_ = false;
-  std::mutex mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()
+  std::mutex
+      mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()
   std::condition_variable empty_;
   bool abandoned_ = false;
 
   std::atomic<std::size_t> live_{0};
-  std::atomic<bool> wants_room_{false};   // accepting waits for a connection to end
+  std::atomic<bool> wants_room_{false};  // accepting waits for a connection to end
   std::atomic<bool> room_posted_{false};
-  std::atomic<bool> wants_end_{false};    // stopping waits for the last one
+  std::atomic<bool> wants_end_{false};  // stopping waits for the last one
   std::atomic<std::uint64_t> ended_{0};
   std::atomic<std::uint64_t> bytes_received_{0};
   std::atomic<std::uint64_t> bytes_sent_{0};

@@ -389,6 +389,8 @@ class Server(Child):
                 probe.connect(self.address)
             except ConnectionRefusedError:
                 return True
+            except ConnectionResetError:
+                return False  # it was in the backlog of a listener just being closed
             return probe.getsockname() == probe.getpeername()  # the kernel connected it to itself: nobody listened
 
 

@@ -59,7 +59,7 @@ TEST(MemoryBudget, the_last_bytes_can_be_charged_although_no_whole_step_is_left)
 }
 
 TEST(MemoryBudget, a_limit_below_one_step_is_still_usable_and_kept) {
-  const auto budget = make_counted<MemoryBudget>(1000);
+  const auto budget = make_counted<MemoryBudget>(std::size_t{1000});
   BudgetLease lease(budget);
   EXPECT_TRUE(lease.charge(600));
   EXPECT_FALSE(lease.charge(401));

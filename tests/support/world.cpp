@@ -9,7 +9,19 @@ std::size_t Record::count(const std::string& event) const {
   return static_cast<std::size_t>(std::ranges::count(events, event));
 }
 
-World::World(Backend backend) : loop({.backend = backend, .kernel = &kernel}) {}
+ssize_t SendTap::raw_send(int fd, const void* bytes, std::size_t size, int flags) {
+  const iovec piece{.iov_base = const_cast<void*>(bytes), .iov_len = size};
+  if (on_send) on_send(fd, std::span(&piece, 1));
+  return ForwardingKernel::raw_send(fd, bytes, size, flags);
+}
+
+ssize_t SendTap::raw_sendmsg(int fd, const msghdr* message, int flags) {
+  if (on_send) on_send(fd, std::span(message->msg_iov, message->msg_iovlen));
+  return ForwardingKernel::raw_sendmsg(fd, message, flags);
+}
+
+World::World(Backend backend, CountedPtr<MemoryBudget> budget)
+    : loop({.backend = backend, .kernel = &kernel, .memory_budget = std::move(budget)}) {}
 
 bool World::run_until(const std::function<bool()>& condition) {
   // Real time, so that a test may move the loop's clock.

@@ -8,9 +8,12 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "penstock/loop/memory_budget.h"
+#include "penstock/os/forwarding_kernel.h"
 #include "penstock/penstock.h"
 #include "penstock/sim/faulty_kernel.h"
 #include "penstock/tcp/connection_table.h"
@@ -29,13 +32,28 @@ struct Record {
   std::size_t count(const std::string& event) const;
 };
 
+/// Sees each send on its way to the real kernel, shortened or not: which pieces, in which memory.
+class SendTap final : public ForwardingKernel {
+ public:
+  using ForwardingKernel::ForwardingKernel;
+
+  /// Runs before each send and sendmsg that reaches the kernel.
+  std::function<void(int fd, std::span<const iovec> pieces)> on_send;
+
+ private:
+  ssize_t raw_send(int fd, const void* bytes, std::size_t size, int flags) override;
+  ssize_t raw_sendmsg(int fd, const msghdr* message, int flags) override;
+};
+
 class World {
  public:
-  explicit World(Backend backend);
+  /// `budget` bounds the memory of all connections; empty is the library's default.
+  explicit World(Backend backend, CountedPtr<MemoryBudget> budget = {});
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 
-  FaultyKernel kernel{linux_kernel()};
+  SendTap tap{linux_kernel()};
+  FaultyKernel kernel{tap};
 
  private:
   // Learns which connection an adoption made.

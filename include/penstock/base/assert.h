@@ -1,4 +1,5 @@
-// Assertions for programmer errors: always on, in every build. A failed one prints where and what, then aborts.
+// Assertions for programmer errors: always on, in every build. A failed one prints where and what,
+// then aborts.
 #pragma once
 
 namespace penstock {
@@ -9,7 +10,8 @@ namespace penstock {
 
 }  // namespace penstock
 
-/// States what the caller promised. Costs one predictable branch; use it for contracts, not for operating errors.
-#define PENSTOCK_ASSERT(condition, message)                                         \
-  ((condition) ? static_cast<void>(0)                                               \
+/// States what the caller promised. Costs one predictable branch; use it for contracts, not for
+/// operating errors.
+#define PENSTOCK_ASSERT(condition, message) \
+  ((condition) ? static_cast<void>(0)       \
                : ::penstock::assertion_failed(__FILE__, __LINE__, #condition, message))

@@ -1,4 +1,5 @@
-// The types of monotonic time. Reading the clock is a system call and lives at the kernel seam (Kernel::now).
+// The types of monotonic time. Reading the clock is a system call and lives at the kernel seam
+// (Kernel::now).
 #pragma once
 
 #include <chrono>

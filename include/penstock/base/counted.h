@@ -1,6 +1,7 @@
-// Intrusive reference counting for the few objects that several loops share: behaviour, shared payloads, server cores.
-// The count is atomic, so a CountedPtr may be copied and dropped on any thread; the object itself is as
-// thread-safe as its class says. Per-message paths borrow (T&) and do not touch the count.
+// Intrusive reference counting for the few objects that several loops share: behaviour, shared
+// payloads, server cores. The count is atomic, so a CountedPtr may be copied and dropped on any
+// thread; the object itself is as thread-safe as its class says. Per-message paths borrow (T&) and
+// do not touch the count.
 #pragma once
 
 #include <atomic>
@@ -9,7 +10,8 @@
 
 namespace penstock {
 
-/// Base of a counted class: `class Thing final : public Counted<Thing>`. Destroyed when the last CountedPtr goes.
+/// Base of a counted class: `class Thing final : public Counted<Thing>`. Destroyed when the last
+/// CountedPtr goes.
 template <class Derived>
 class Counted {
  public:

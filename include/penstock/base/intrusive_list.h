@@ -1,5 +1,5 @@
-// A doubly linked list whose links live inside its elements: no allocation, O(1) removal from the middle.
-// Single-threaded. The list never owns its elements.
+// A doubly linked list whose links live inside its elements: no allocation, O(1) removal from the
+// middle. Single-threaded. The list never owns its elements.
 #pragma once
 
 #include "penstock/base/assert.h"

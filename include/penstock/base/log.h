@@ -1,5 +1,6 @@
 // The library's one way of saying something to a human: a sink that a program can replace.
-// Thread-safe. The library logs little: what a caller can learn from a result or a callback is not logged.
+// Thread-safe. The library logs little: what a caller can learn from a result or a callback is not
+// logged.
 #pragma once
 
 #include <string_view>
@@ -9,10 +10,12 @@ namespace penstock {
 /// Severity of a log line, least first. `off` silences everything.
 enum class LogLevel { trace, debug, info, warning, error, off };
 
-/// Receives each line (no newline at its end). Called from any thread; `line` is valid during the call only.
+/// Receives each line (no newline at its end). Called from any thread; `line` is valid during the
+/// call only.
 using LogSink = void (*)(LogLevel level, std::string_view line) noexcept;
 
-/// Replaces the sink; nullptr brings back the default one, which writes `penstock: LEVEL: line` to standard error.
+/// Replaces the sink; nullptr brings back the default one, which writes `penstock: LEVEL: line` to
+/// standard error.
 void set_log_sink(LogSink sink) noexcept;
 
 /// Lines below `level` are dropped. Default: warning.

@@ -12,15 +12,15 @@ using Result = std::expected<T, std::error_code>;
 
 /// Errors that are Penstock's own; everything the kernel says travels as std::system_category().
 enum class Errc {
-  unknown_backend = 1,       ///< The back-end's name is not one of the known ones.
-  bad_address,               ///< The text is no address of a kind Penstock knows.
-  needs_resolver,            ///< A host name other than localhost: names wait for the resolver.
-  too_many_connections,      ///< The wanted limit does not fit under the descriptor limit.
-  already_started,           ///< The object is in use already.
-  stopped,                   ///< The object has been stopped; it cannot be used again.
-  loop_gone,                 ///< The event loop no longer exists.
-  callback_threw,            ///< A user callback threw an exception.
-  out_of_loops,              ///< More event loops at a time than the mailbox table has room for.
+  unknown_backend = 1,   ///< The back-end's name is not one of the known ones.
+  bad_address,           ///< The text is no address of a kind Penstock knows.
+  needs_resolver,        ///< A host name other than localhost: names wait for the resolver.
+  too_many_connections,  ///< The wanted limit does not fit under the descriptor limit.
+  already_started,       ///< The object is in use already.
+  stopped,               ///< The object has been stopped; it cannot be used again.
+  loop_gone,             ///< The event loop no longer exists.
+  callback_threw,        ///< A user callback threw an exception.
+  out_of_loops,          ///< More event loops at a time than the mailbox table has room for.
 };
 
 /// The category of Errc; its messages say what to do.
@@ -30,7 +30,8 @@ inline std::error_code make_error_code(Errc error) noexcept {
   return {static_cast<int>(error), penstock_category()};
 }
 
-/// The error code of an errno value, given positive (ENOENT) or as the kernel seam answers (-ENOENT).
+/// The error code of an errno value, given positive (ENOENT) or as the kernel seam answers
+/// (-ENOENT).
 inline std::error_code system_error(int error_number) noexcept {
   return {error_number < 0 ? -error_number : error_number, std::system_category()};
 }

@@ -1,5 +1,5 @@
-// A pool of objects with stable addresses, named by slot and generation.
-// Owner: one loop; single-threaded. A slot is recycled under a new generation, so an old name finds nothing.
+// A pool of objects with stable addresses, named by slot and generation. Owner: one loop;
+// single-threaded. A slot is recycled under a new generation, so an old name finds nothing.
 #pragma once
 
 #include <cstddef>
@@ -32,8 +32,8 @@ class SlotTable {
     for_each([this](SlotId id, T&) { erase(id); });
   }
 
-  /// Constructs T(id, arguments...) in a free slot. Throws std::bad_alloc, and what T's constructor throws, with
-  /// nothing changed.
+  /// Constructs T(id, arguments...) in a free slot. Throws std::bad_alloc, and what T's constructor
+  /// throws, with nothing changed.
   template <class... Arguments>
   T& emplace(Arguments&&... arguments) {
     if (free_.empty()) grow();
@@ -111,7 +111,8 @@ class SlotTable {
     free_.reserve(first + kChunkSlots);
     // Not value-initialised: the storage of 64 connections need not be cleared.
     chunks_.push_back(std::unique_ptr<Cell[]>(new Cell[kChunkSlots]));
-    for (std::uint32_t i = kChunkSlots; i > 0; --i) free_.push_back(first + i - 1);
+    for (std::uint32_t i = kChunkSlots; i > 0; --i)
+      free_.push_back(first + i - 1);
   }
 
   std::vector<std::unique_ptr<Cell[]>> chunks_;

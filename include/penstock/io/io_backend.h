@@ -7,16 +7,19 @@
 // Rules of the seam
 //   1. Handlers run only inside IoBackend::poll, on the loop's thread.
 //   2. Received bytes are valid during on_received only.
-//   3. After send() answers pending, no further send() or offer() until on_sent, and the bytes lent stay where they
-//      are until on_sent, on_failed or on_closed.
+//   3. After send() answers pending, no further send() or offer() until on_sent, and the bytes lent
+//      stay where they are until on_sent, on_failed or on_closed.
 //   4. stop_receive is a request: bytes the back-end has taken already may still arrive.
-//   5. on_closed is the last call, exactly once, after close() or abort(); only then may the handler die.
-//   6. The input ends with on_peer_finished, once, after the last byte. on_failed says that the connection is broken; it comes at
-//      most once, before or after the last byte, and the input that had arrived is still delivered, while
-//      receiving is on, up to on_peer_finished. An on_peer_finished without on_failed is a clean FIN.
-//   7. A shortage of kernel memory (ENOBUFS, ENOMEM) is the back-end's to retry: 10 ms, doubling to 1 s.
-//   8. A back-end never runs a handler for a stream, listener or watch that has been closed, even when the kernel
-//      names it once more (stale event) or its descriptor number is in use again.
+//   5. on_closed is the last call, exactly once, after close() or abort(); only then may the
+//      handler die.
+//   6. The input ends with on_peer_finished, once, after the last byte. on_failed says that the
+//      connection is broken; it comes at most once, before or after the last byte, and the input
+//      that had arrived is still delivered, while receiving is on, up to on_peer_finished. An
+//      on_peer_finished without on_failed is a clean FIN.
+//   7. A shortage of kernel memory (ENOBUFS, ENOMEM) is the back-end's to retry: 10 ms, doubling to
+//      1 s.
+//   8. A back-end never runs a handler for a stream, listener or watch that has been closed, even
+//      when the kernel names it once more (stale event) or its descriptor number is in use again.
 #pragma once
 
 #include <sys/uio.h>
@@ -36,7 +39,8 @@
 
 namespace penstock {
 
-/// What a stream tells its owner. The owner outlives the stream: it dies after on_closed, not before.
+/// What a stream tells its owner. The owner outlives the stream: it dies after on_closed, not
+/// before.
 class StreamHandler {
  public:
   /// A connect() has succeeded. Never called for an attached stream.
@@ -45,7 +49,8 @@ class StreamHandler {
   virtual void on_received(std::span<const std::byte> bytes) = 0;
   /// No further input will come (rule 6).
   virtual void on_peer_finished() = 0;
-  /// The pending send has made progress: `bytes` of it have left. 0: the kernel has room, send again.
+  /// The pending send has made progress: `bytes` of it have left. 0: the kernel has room, send
+  /// again.
   virtual void on_sent(std::size_t bytes) = 0;
   /// The connection is broken (rule 6), or a connect() has failed. `error` is an errno value.
   virtual void on_failed(int error) = 0;
@@ -60,25 +65,28 @@ class StreamHandler {
 struct SendResult {
   std::size_t taken = 0;  ///< Bytes that have left, from the front.
   bool pending = false;   ///< on_sent will follow; send nothing until then.
-  int error = 0;          ///< errno value: nothing more can be sent, on_failed will follow from poll().
+  int error = 0;  ///< errno value: nothing more can be sent, on_failed will follow from poll().
 };
 
-/// One connection as the back-end sees it. Owned by the back-end; used on the loop's thread. Receives from the start.
+/// One connection as the back-end sees it. Owned by the back-end; used on the loop's thread.
+/// Receives from the start.
 class Stream {
  public:
   /// Asks for on_received and on_peer_finished, after stop_receive. Idempotent.
   virtual void start_receive() = 0;
   /// Asks for no more of them (rule 4). Idempotent.
   virtual void stop_receive() = 0;
-  /// Sends the bytes at `front`, at most 64 entries, which stay put until they are reported gone (rule 3).
+  /// Sends the bytes at `front`, at most 64 entries, which stay put until they are reported gone
+  /// (rule 3).
   virtual SendResult send(std::span<const iovec> front) = 0;
-  /// Like send, for bytes that are lent during this call only: what is not taken at once the caller keeps, and
-  /// follows up with send(). Never answers pending with bytes in flight; a back-end that cannot take bytes at once
-  /// takes none.
+  /// Like send, for bytes that are lent during this call only: what is not taken at once the caller
+  /// keeps, and follows up with send(). Never answers pending with bytes in flight; a back-end that
+  /// cannot take bytes at once takes none.
   virtual SendResult offer(std::span<const iovec> front) = 0;
   /// FIN: no more will be sent. Everything given to send() goes first. Idempotent.
   virtual void finish() = 0;
-  /// Releases the connection; the kernel still delivers what it has taken, unless input is left unread (then it resets).
+  /// Releases the connection; the kernel still delivers what it has taken, unless input is left
+  /// unread (then it resets).
   virtual void close() = 0;
   /// Releases the connection with a reset (RST).
   virtual void abort() = 0;
@@ -94,8 +102,8 @@ class AcceptHandler {
  public:
   /// A connection has been accepted: nonblocking and close-on-exec. `peer` is what accept4 said.
   virtual void on_accepted(UniqueFd fd, const SocketAddress& peer) = 0;
-  /// accept4 failed with `error` (errno value) and accepting goes on unless the handler pauses it. Errors of a single
-  /// connection that died in the backlog are not reported.
+  /// accept4 failed with `error` (errno value) and accepting goes on unless the handler pauses it.
+  /// Errors of a single connection that died in the backlog are not reported.
   virtual void on_accept_failed(int error) = 0;
 
  protected:
@@ -127,10 +135,11 @@ struct WatchId : SlotId {};
 
 /// Counters of a back-end since its start.
 struct IoStatistics {
-  std::uint64_t waits = 0;         ///< Times poll() asked the kernel.
-  std::uint64_t wakeups = 0;       ///< Times it answered with at least one event.
-  std::uint64_t events = 0;        ///< Events it answered.
-  std::uint64_t stale_events = 0;  ///< Events for something closed earlier in the same batch, skipped.
+  std::uint64_t waits = 0;    ///< Times poll() asked the kernel.
+  std::uint64_t wakeups = 0;  ///< Times it answered with at least one event.
+  std::uint64_t events = 0;   ///< Events it answered.
+  std::uint64_t stale_events =
+      0;  ///< Events for something closed earlier in the same batch, skipped.
 };
 
 /// One loop's way to the kernel.
@@ -146,9 +155,10 @@ class IoBackend {
 
   /// Takes over a connected, nonblocking socket. On error the descriptor is closed.
   virtual Result<Stream*> attach(UniqueFd fd, StreamHandler& handler) = 0;
-  /// Starts a connection attempt on an unconnected, nonblocking socket; on_connected or on_failed tells its end.
-  /// On error the descriptor is closed and no handler runs.
-  virtual Result<Stream*> connect(UniqueFd fd, const SocketAddress& peer, StreamHandler& handler) = 0;
+  /// Starts a connection attempt on an unconnected, nonblocking socket; on_connected or on_failed
+  /// tells its end. On error the descriptor is closed and no handler runs.
+  virtual Result<Stream*> connect(UniqueFd fd, const SocketAddress& peer,
+                                  StreamHandler& handler) = 0;
 
   /// Accepts on a listening, nonblocking socket, at most 16 connections per turn.
   virtual Result<ListenerId> listen(UniqueFd fd, AcceptHandler& handler) = 0;
@@ -156,18 +166,22 @@ class IoBackend {
   virtual void pause_accepting(ListenerId id) = 0;
   /// Accepts again, those that wait first. Idempotent.
   virtual void resume_accepting(ListenerId id) = 0;
-  /// Closes the listener: its port refuses within this turn, its handler is not called again. Unknown ids are ignored.
+  /// Closes the listener: its port refuses within this turn, its handler is not called again.
+  /// Unknown ids are ignored.
   virtual void close_listener(ListenerId id) = 0;
 
-  /// Watches any descriptor epoll takes (socket, pipe, eventfd, timerfd, signalfd), level-triggered on every back-end. The descriptor stays the
-  /// caller's and must be unwatched before it is closed. A descriptor can be watched once.
+  /// Watches any descriptor epoll takes (socket, pipe, eventfd, timerfd, signalfd), level-triggered
+  /// on every back-end. The descriptor stays the caller's and must be unwatched before it is
+  /// closed. A descriptor can be watched once.
   virtual Result<WatchId> watch(int fd, Interest interest, WatchHandler& handler) = 0;
-  /// Changes the interest. A watch with Interest::none costs no wake-ups, whatever happens on its descriptor.
+  /// Changes the interest. A watch with Interest::none costs no wake-ups, whatever happens on its
+  /// descriptor.
   virtual Result<void> change_watch(WatchId id, Interest interest) = 0;
   /// Ends the watch; its handler is not called again. Unknown ids are ignored.
   virtual void unwatch(WatchId id) = 0;
 
-  /// Waits for events until `deadline` (kNever: without end; one that has passed: not at all), and runs the handlers.
+  /// Waits for events until `deadline` (kNever: without end; one that has passed: not at all), and
+  /// runs the handlers.
   virtual void poll(TimePoint deadline) = 0;
 
   /// The time at which the last wait ended: when the input that handlers see was received.
@@ -191,11 +205,12 @@ enum class Backend : std::uint8_t { automatic, epoll, epoll_edge };
 Result<Backend> parse_backend(std::string_view name);
 std::string_view to_string(Backend backend) noexcept;
 
-/// What `automatic` stands for: PENSTOCK_BACKEND if it is set and not empty (an unknown name is an error), else epoll.
-/// An explicit choice is answered as it is.
+/// What `automatic` stands for: PENSTOCK_BACKEND if it is set and not empty (an unknown name is an
+/// error), else epoll. An explicit choice is answered as it is.
 Result<Backend> resolve_backend(Backend backend);
 
-/// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and eventfd say.
+/// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and
+/// eventfd say.
 Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel);
 
 }  // namespace penstock

@@ -1,10 +1,12 @@
-// The event loop: one per thread, everything of a connection happens on it. A turn of it is one function (turn()):
+// The event loop: one per thread, everything of a connection happens on it. A turn of it is one
+// function (turn()):
 //
 //   1 run posted tasks        one exchange of the mailbox, at most 1,024 a turn
 //   2 fire due timers         at most 1,024 a turn
 //   3 flush                   sends made outside their connection's handler, merged
 //   4 poll                    wait, dispatch handlers
-//   5 notify                  write-complete, water marks, on_close; what they add waits for the next turn
+//   5 notify                  write-complete, water marks, on_close; what they add waits for the
+//   next turn
 //   6 bury                    the closed
 //
 // It does not sleep while anything is due. The loop refuses to be turned from inside itself.
@@ -39,8 +41,8 @@ struct EventLoopOptions {
   Kernel* kernel = nullptr;
   /// Bound on the bytes that handles of other threads may have under way to this loop.
   std::size_t posted_bytes_max = std::size_t{64} * 1024 * 1024;
-  /// Bound on the memory of all connections' queues, shared with other loops; empty: half of the machine's (or cgroup's) memory, for
-  /// this loop alone.
+  /// Bound on the memory of all connections' queues, shared with other loops; empty: half of the
+  /// machine's (or cgroup's) memory, for this loop alone.
   CountedPtr<MemoryBudget> memory_budget{};
 };
 
@@ -81,14 +83,15 @@ class LoopService {
 
 class EventLoop {
  public:
-  /// Makes a loop. If that fails, the object exists and error() says why; start() of a server on it, and run(), answer that
-  /// error.
+  /// Makes a loop. If that fails, the object exists and error() says why; start() of a server on
+  /// it, and run(), answer that error.
   explicit EventLoop(EventLoopOptions options = {});
   /// Makes a loop or says why not.
   static Result<std::unique_ptr<EventLoop>> create(EventLoopOptions options = {});
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
-  /// Not while it runs. Resets the connections that are left and reports them, drops tasks and timers.
+  /// Not while it runs. Resets the connections that are left and reports them, drops tasks and
+  /// timers.
   ~EventLoop();
 
   /// Why the loop cannot work; no error if it can.
@@ -107,24 +110,28 @@ class EventLoop {
   void stop() noexcept;
   /// Runs the task: at once when in the loop, else as queue_in_loop.
   void run_in_loop(Task task);
-  /// Runs the task in a later turn, after those queued before. If the loop is being destroyed the task is destroyed unrun.
+  /// Runs the task in a later turn, after those queued before. If the loop is being destroyed the
+  /// task is destroyed unrun.
   void queue_in_loop(Task task);
 
   /// Runs the task once at `when`; one that has passed means the next turn. Never early.
   TimerId run_at(TimePoint when, Task task);
   /// Runs the task once, `delay` from now; negative counts as zero.
   TimerId run_after(Duration delay, Task task);
-  /// Runs the task every `period` (at least 1 ns), first after one period. Periods missed by a late loop are skipped, not made up.
+  /// Runs the task every `period` (at least 1 ns), first after one period. Periods missed by a late
+  /// loop are skipped, not made up.
   TimerId run_every(Duration period, Task task);
-  /// Cancels a timer; one that has fired, or was cancelled, is ignored. On the loop it takes effect at once: the task does not
-  /// run any more. From another thread a task that is due right now may still run.
+  /// Cancels a timer; one that has fired, or was cancelled, is ignored. On the loop it takes effect
+  /// at once: the task does not run any more. From another thread a task that is due right now may
+  /// still run.
   void cancel(TimerId id);
 
   // -- On the loop's thread, or while it does not run --
 
   /// Turns until stop(). Answers error() if the loop could not be made.
   Result<void> run();
-  /// One turn, which waits at most `longest_wait` (Duration::max(): without end). For programs and tests that own the outer loop.
+  /// One turn, which waits at most `longest_wait` (Duration::max(): without end). For programs and
+  /// tests that own the outer loop.
   void step(Duration longest_wait = Duration::zero());
 
   /// The time of the turn: when its events were received. Costs nothing.
@@ -134,16 +141,19 @@ class EventLoop {
 
   /// Called with what happened on a watched descriptor.
   using WatchCallback = std::move_only_function<void(Readiness)>;
-  /// Watches any descriptor epoll takes, by level: it is called each turn as long as the condition holds. The descriptor stays
-  /// the caller's; unwatch before closing it. Errors: EEXIST when watched already, EPERM for a regular file, and what epoll_ctl says.
+  /// Watches any descriptor epoll takes, by level: it is called each turn as long as the condition
+  /// holds. The descriptor stays the caller's; unwatch before closing it. Errors: EEXIST when
+  /// watched already, EPERM for a regular file, and what epoll_ctl says.
   Result<WatchId> watch(int fd, Interest interest, WatchCallback callback);
   Result<void> change_watch(WatchId id, Interest interest);
-  /// The callback does not run again; it is destroyed at the end of the turn. Unknown ids are ignored.
+  /// The callback does not run again; it is destroyed at the end of the turn. Unknown ids are
+  /// ignored.
   void unwatch(WatchId id);
 
-  /// Takes over a signal: blocks it in the calling thread, and calls back in the loop whenever it comes. Blocked in other threads
-  /// too it comes here for certain; so set this up before starting threads. The mask is restored when the last callback of
-  /// this loop goes. One callback per signal; nullptr takes it back.
+  /// Takes over a signal: blocks it in the calling thread, and calls back in the loop whenever it
+  /// comes. Blocked in other threads too it comes here for certain; so set this up before starting
+  /// threads. The mask is restored when the last callback of this loop goes. One callback per
+  /// signal; nullptr takes it back.
   Result<void> on_signal(int signal_number, std::move_only_function<void(int)> callback);
 
   std::string_view backend_name() const noexcept { return backend_->name(); }
@@ -156,7 +166,8 @@ class EventLoop {
   BudgetLease& memory() noexcept { return memory_; }
   TimerQueue& timers() noexcept { return timers_; }
   Mailbox& mailbox() noexcept { return *mailbox_; }
-  /// Asserts that the caller may touch the loop's objects: it is in the loop, or the loop does not run.
+  /// Asserts that the caller may touch the loop's objects: it is in the loop, or the loop does not
+  /// run.
   void assert_here() const noexcept;
   /// Whether some thread is inside run() or step().
   bool running() const noexcept { return running_.load(std::memory_order_acquire); }

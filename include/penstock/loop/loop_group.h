@@ -1,4 +1,5 @@
-// Event loops on threads of their own, one each. Owner: whoever made it; start() and stop() from one thread.
+// Event loops on threads of their own, one each. Owner: whoever made it; start() and stop() from
+// one thread.
 #pragma once
 
 #include <cstddef>
@@ -14,10 +15,11 @@ namespace penstock {
 struct LoopGroupOptions {
   /// Threads, each with one loop; at least 1.
   std::size_t loops = 1;
-  /// How each loop is made. An empty memory budget: one for the group, half of the machine's memory.
+  /// How each loop is made. An empty memory budget: one for the group, half of the machine's
+  /// memory.
   EventLoopOptions loop{};
-  /// Runs in each thread before its loop turns, with the loop's index: for names, affinity, thread-locals. May throw:
-  /// that is logged, and the loop runs all the same.
+  /// Runs in each thread before its loop turns, with the loop's index: for names, affinity,
+  /// thread-locals. May throw: that is logged, and the loop runs all the same.
   std::move_only_function<void(std::size_t index, EventLoop& loop)> on_thread_start{};
 };
 
@@ -28,12 +30,12 @@ class LoopGroup {
   LoopGroup& operator=(const LoopGroup&) = delete;
   ~LoopGroup();
 
-  /// Makes the loops and starts their threads, in which all signals are blocked. Error: what making a loop answers, or EAGAIN when
-  /// the system has no threads left; nothing runs then.
+  /// Makes the loops and starts their threads, in which all signals are blocked. Error: what making
+  /// a loop answers, or EAGAIN when the system has no threads left; nothing runs then.
   Result<void> start();
 
-  /// Stops the loops, waits for their threads, destroys the loops (which resets the connections that are left). Not
-  /// from one of its loops. Idempotent.
+  /// Stops the loops, waits for their threads, destroys the loops (which resets the connections
+  /// that are left). Not from one of its loops. Idempotent.
   void stop();
 
   /// Loops that run; 0 before start() and after stop().

@@ -1,13 +1,14 @@
-// How other threads reach a loop: a queue of tasks behind a mutex, and a wake-up only for a loop that sleeps.
-// Mailboxes live in a table as long as the process does and are used again under a new generation, so a LoopId is
-// inert, never dangling, after its loop is gone.
+// How other threads reach a loop: a queue of tasks behind a mutex, and a wake-up only for a loop
+// that sleeps. Mailboxes live in a table as long as the process does and are used again under a new
+// generation, so a LoopId is inert, never dangling, after its loop is gone.
 //
 // Rules
-//   1. Tasks of one producer run in the order posted. Each runs once or is destroyed unrun when the loop goes.
-//   2. No task runs and none is destroyed under the lock; the wake-up is written under it, so that it cannot meet a loop
-//      that is being destroyed.
-//   3. No wake-up is lost: the loop declares that it sleeps before it looks for mail once more, a producer leaves mail
-//      before it looks for a sleeper; both orders are sequentially consistent.
+//   1. Tasks of one producer run in the order posted. Each runs once or is destroyed unrun when the
+//      loop goes.
+//   2. No task runs and none is destroyed under the lock; the wake-up is written under it, so that
+//      it cannot meet a loop that is being destroyed.
+//   3. No wake-up is lost: the loop declares that it sleeps before it looks for mail once more, a
+//      producer leaves mail before it looks for a sleeper; both orders are sequentially consistent.
 #pragma once
 
 #include <atomic>
@@ -57,8 +58,8 @@ class Mailbox {
 
   // -- Thread-safe --
 
-  /// Posts to the loop of that name. A task with a charge is refused over the bound; one without never is. When refused, `task`
-  /// is left as it was.
+  /// Posts to the loop of that name. A task with a charge is refused over the bound; one without
+  /// never is. When refused, `task` is left as it was.
   static PostResult post(LoopId id, Task&& task, std::size_t charge = 0);
   PostResult post(Task&& task, std::size_t charge = 0);
 
@@ -72,7 +73,8 @@ class Mailbox {
   LoopId id() const noexcept { return id_; }
   /// Whether there may be mail. Cheap; no lock.
   bool has_mail() const noexcept { return has_mail_.load(std::memory_order_acquire); }
-  /// Exchanges all mail for the empty vector `items`, and frees the charge of what was taken before.
+  /// Exchanges all mail for the empty vector `items`, and frees the charge of what was taken
+  /// before.
   void take(std::vector<Item>& items);
   /// Declares that the loop is about to sleep. False: there is mail, do not.
   [[nodiscard]] bool prepare_to_sleep() noexcept;
@@ -93,7 +95,7 @@ class Mailbox {
   LoopId id_;
   IoBackend* backend_ = nullptr;  // nullptr: closed
   std::vector<Item> items_;
-  std::size_t charged_ = 0;        // of items_ and of those taken last
+  std::size_t charged_ = 0;  // of items_ and of those taken last
   std::size_t taken_charge_ = 0;
   std::size_t charge_max_ = 0;
   // Read without it:

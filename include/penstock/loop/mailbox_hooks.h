@@ -1,6 +1,6 @@
-// Where other threads meet a loop: each push, each pop and each use of the wake flag passes through at().
-// In production the hook is not set and costs one load. A simulation that runs many loops on one thread sets it to
-// decide, at these points, who goes on.
+// Where other threads meet a loop: each push, each pop and each use of the wake flag passes through
+// at(). In production the hook is not set and costs one load. A simulation that runs many loops on
+// one thread sets it to decide, at these points, who goes on.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,5 @@
-// A bound on the memory that the connections of several loops hold together, without a shared atomic per send:
-// each loop leases 1 MiB at a time and charges against its lease.
+// A bound on the memory that the connections of several loops hold together, without a shared
+// atomic per send: each loop leases 1 MiB at a time and charges against its lease.
 #pragma once
 
 #include <atomic>
@@ -28,9 +28,7 @@ class MemoryBudget final : public Counted<MemoryBudget> {
     } while (!leased_.compare_exchange_weak(leased, leased + bytes, std::memory_order_relaxed));
     return true;
   }
-  void release(std::size_t bytes) noexcept {
-    leased_.fetch_sub(bytes, std::memory_order_relaxed);
-  }
+  void release(std::size_t bytes) noexcept { leased_.fetch_sub(bytes, std::memory_order_relaxed); }
 
  private:
   const std::size_t limit_;

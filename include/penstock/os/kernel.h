@@ -1,17 +1,20 @@
-// Seam 1: every system call the library makes, by name. Nothing else in the library talks to the kernel; a check in
-// the test run reads the symbols of each object file and fails on one that does.
+// Seam 1: every system call the library makes, by name. Nothing else in the library talks to the
+// kernel; a check in the test run reads the symbols of each object file and fails on one that does.
 //
 // Rules of the seam
-//   1. The virtual raw_* methods answer as the kernel does: a result >= 0, or -errno, EINTR included. errno ends here.
-//   2. Callers use the public methods. They retry EINTR where a retry is right: not for close (the descriptor is gone
-//      either way), not for connect (the attempt goes on; it answers -EINPROGRESS), and not for the two waits, which
-//      answer 0 events, so that the turn which follows computes its time-out anew.
-//   3. Sends never raise SIGPIPE: every one carries MSG_NOSIGNAL. sendfile and splice have no such flag; loop threads
-//      block SIGPIPE.
+//   1. The virtual raw_* methods answer as the kernel does: a result >= 0, or -errno, EINTR
+//      included. errno ends here.
+//   2. Callers use the public methods. They retry EINTR where a retry is right: not for close (the
+//      descriptor is gone either way), not for connect (the attempt goes on; it answers
+//      -EINPROGRESS), and not for the two waits, which answer 0 events, so that the turn which
+//      follows computes its time-out anew.
+//   3. Sends never raise SIGPIPE: every one carries MSG_NOSIGNAL. sendfile and splice have no such
+//      flag; loop threads block SIGPIPE.
 //   4. Methods are thread-safe.
 //   5. Helpers that only fill memory (htons, inet_pton, sigaddset) may be used above the seam.
-// The io_uring back-end will join with one more port on this class (next entry, submit and wait, ready completions,
-// buffer-ring operations, all on plain structs); see docs/decisions/0001-two-seams.md.
+// The io_uring back-end will join with one more port on this class (next entry, submit and wait,
+// ready completions, buffer-ring operations, all on plain structs); see
+// docs/decisions/0001-two-seams.md.
 #pragma once
 
 #include <poll.h>
@@ -32,7 +35,8 @@
 
 namespace penstock {
 
-/// The kernel as the library sees it. LinuxKernel is the real one; tests put a FaultyKernel before it.
+/// The kernel as the library sees it. LinuxKernel is the real one; tests put a FaultyKernel before
+/// it.
 class Kernel {
  public:
   Kernel() = default;
@@ -40,7 +44,8 @@ class Kernel {
   Kernel& operator=(const Kernel&) = delete;
   virtual ~Kernel() = default;
 
-  // -- Sockets. Each answers >= 0 or -errno, like the system call of its name (see its man page). --
+  // -- Sockets. Each answers >= 0 or -errno, like the system call of its name (see its man page).
+  //    --
 
   int socket(int domain, int type, int protocol) { return raw_socket(domain, type, protocol); }
   int bind(int fd, const sockaddr* address, socklen_t size) { return raw_bind(fd, address, size); }
@@ -185,7 +190,8 @@ class Kernel {
   template <class Call>
   static std::invoke_result_t<Call> retried(Call call) {
     auto result = call();
-    while (result == -EINTR) result = call();
+    while (result == -EINTR)
+      result = call();
     return result;
   }
 };

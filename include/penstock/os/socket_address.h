@@ -16,11 +16,13 @@ class SocketAddress {
  public:
   SocketAddress() = default;
 
-  /// From the kernel's form; `size` bytes at `address` are copied, at most sizeof(sockaddr_storage).
+  /// From the kernel's form; `size` bytes at `address` are copied, at most
+  /// sizeof(sockaddr_storage).
   SocketAddress(const sockaddr* address, socklen_t size) noexcept;
 
-  /// Reads "127.0.0.1:80", "[::1]:80", "localhost:80", ":80" and "*:80" (every IPv4 address), "unix:PATH", "unix:@NAME" (abstract).
-  /// Errors: bad_address; needs_resolver for any other host name.
+  /// Reads "127.0.0.1:80", "[::1]:80", "localhost:80", ":80" and "*:80" (every IPv4 address),
+  /// "unix:PATH", "unix:@NAME" (abstract). Errors: bad_address; needs_resolver for any other host
+  /// name.
   static Result<SocketAddress> parse(std::string_view text);
 
   int family() const noexcept { return storage_.ss_family; }

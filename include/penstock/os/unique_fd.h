@@ -1,4 +1,5 @@
-// Owner of one file descriptor. It remembers the kernel it came from, because closing is a system call.
+// Owner of one file descriptor. It remembers the kernel it came from, because closing is a system
+// call.
 #pragma once
 
 #include <utility>
@@ -12,8 +13,7 @@ class UniqueFd {
  public:
   UniqueFd() = default;
   UniqueFd(Kernel& kernel, int fd) noexcept : kernel_(&kernel), fd_(fd) {}
-  UniqueFd(UniqueFd&& other) noexcept
-      : kernel_(other.kernel_), fd_(std::exchange(other.fd_, -1)) {}
+  UniqueFd(UniqueFd&& other) noexcept : kernel_(other.kernel_), fd_(std::exchange(other.fd_, -1)) {}
   UniqueFd& operator=(UniqueFd&& other) noexcept {
     if (this != &other) {
       reset();

@@ -1,5 +1,6 @@
-// What connections do: callbacks and limits, one immutable object shared by all connections of a server, on every loop.
-// Counted: it outlives the server if a connection still needs it. Thread-safe because it never changes.
+// What connections do: callbacks and limits, one immutable object shared by all connections of a
+// server, on every loop. Counted: it outlives the server if a connection still needs it.
+// Thread-safe because it never changes.
 #pragma once
 
 #include <functional>
@@ -13,8 +14,9 @@
 
 namespace penstock {
 
-/// What a connection calls, always on its loop. Const: state belongs in the connection's context. An empty one is skipped.
-/// A callback that throws ends its connection, not the loop. A callback may close, abort or swap anything.
+/// What a connection calls, always on its loop. Const: state belongs in the connection's context.
+/// An empty one is skipped. A callback that throws ends its connection, not the loop. A callback
+/// may close, abort or swap anything.
 struct ConnectionCallbacks {
   template <class... Arguments>
   using Callback = std::move_only_function<void(TcpConnection&, Arguments...) const>;
@@ -23,8 +25,9 @@ struct ConnectionCallbacks {
   Callback<> on_connect{};
   /// Input has arrived. What is not consumed is offered again with what comes next.
   Callback<InputBuffer&> on_message{};
-  /// The peer has finished sending. Without this callback the connection answers with finish() when its output has gone and no
-  /// hold is left; with it, the callback decides (and the half-close limit applies).
+  /// The peer has finished sending. Without this callback the connection answers with finish() when
+  /// its output has gone and no hold is left; with it, the callback decides (and the half-close
+  /// limit applies).
   Callback<> on_peer_finished{};
   /// Everything accepted for sending has been taken by the kernel. Once per drain, not per send.
   Callback<> on_write_complete{};

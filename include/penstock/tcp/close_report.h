@@ -11,13 +11,13 @@ namespace penstock {
 
 /// Why a connection ended.
 enum class CloseReason : std::uint8_t {
-  eof,        ///< Both sides finished in order.
-  reset,      ///< The peer, or the network, broke it.
+  eof,    ///< Both sides finished in order.
+  reset,  ///< The peer, or the network, broke it.
   truncated,  ///< The peer finished in the middle of a message: input was left that the handler had not consumed.
-  timeout,    ///< A limit of time was reached; TimeoutKind says which.
-  overflow,   ///< A limit of memory was reached: output over the hard cap, or input without progress.
-  protocol,   ///< The peer broke the rules of the protocol; close_with() said so.
-  local,      ///< This side ended it: close(), abort(), its server or loop went, or a callback threw.
+  timeout,   ///< A limit of time was reached; TimeoutKind says which.
+  overflow,  ///< A limit of memory was reached: output over the hard cap, or input without progress.
+  protocol,  ///< The peer broke the rules of the protocol; close_with() said so.
+  local,  ///< This side ended it: close(), abort(), its server or loop went, or a callback threw.
 };
 
 /// Which limit of time ended a connection.
@@ -36,12 +36,12 @@ std::string_view to_string(TimeoutKind kind) noexcept;
 struct CloseReport {
   CloseReason reason = CloseReason::local;
   TimeoutKind timeout = TimeoutKind::none;
-  std::error_code error{};              ///< What the kernel said, or Errc::callback_threw; else none.
-  std::uint64_t bytes_received = 0;     ///< Taken from the kernel.
-  std::uint64_t bytes_sent = 0;         ///< Taken by the kernel.
-  std::uint64_t bytes_discarded = 0;    ///< Accepted for sending, and dropped.
-  std::uint64_t input_discarded = 0;    ///< Received, and never consumed by the message callback.
-  Duration duration{};                  ///< From its start to its end.
+  std::error_code error{};            ///< What the kernel said, or Errc::callback_threw; else none.
+  std::uint64_t bytes_received = 0;   ///< Taken from the kernel.
+  std::uint64_t bytes_sent = 0;       ///< Taken by the kernel.
+  std::uint64_t bytes_discarded = 0;  ///< Accepted for sending, and dropped.
+  std::uint64_t input_discarded = 0;  ///< Received, and never consumed by the message callback.
+  Duration duration{};                ///< From its start to its end.
 };
 
 }  // namespace penstock

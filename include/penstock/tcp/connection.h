@@ -1,15 +1,17 @@
-// A TCP connection, the same for every back-end: a state machine between the stream seam and the user's callbacks.
-// Owned by its loop's ConnectionTable; loop's thread only (cross with handle()). User code sees it inside callbacks as
-// TcpConnection&; it may close it, never delete it, and must not keep the reference beyond on_close.
+// A TCP connection, the same for every back-end: a state machine between the stream seam and the
+// user's callbacks. Owned by its loop's ConnectionTable; loop's thread only (cross with handle()).
+// User code sees it inside callbacks as TcpConnection&; it may close it, never delete it, and must
+// not keep the reference beyond on_close.
 //
 //   Open -> (half closed in | half closed out) -> draining -> closed
 //
 // Rules
-//   1. send() never runs user code, never blocks, and never calls the kernel for a small payload: small ones leave merged, when the handler
-//      returns or before the loop waits. A large one goes at once, behind what is queued.
+//   1. send() never runs user code, never blocks, and never calls the kernel for a small payload:
+//      small ones leave merged, when the handler returns or before the loop waits. A large one goes
+//      at once, behind what is queued.
 //   2. What is accepted leaves in order, whole, once, or is reported in on_close as discarded.
-//   3. Whether to read is recomputed from state: not while the user has paused, nor while output is above the high-water
-//      mark. The water-mark callbacks only notify.
+//   3. Whether to read is recomputed from state: not while the user has paused, nor while output is
+//      above the high-water mark. The water-mark callbacks only notify.
 //   4. on_close comes exactly once, in the notify step of a turn, and is the last.
 #pragma once
 
@@ -24,6 +26,7 @@
 #include <vector>
 
 #include "penstock/base/clock.h"
+#include "penstock/base/counted.h"
 #include "penstock/base/intrusive_list.h"
 #include "penstock/base/slot_table.h"
 #include "penstock/bytes/input_buffer.h"
@@ -33,7 +36,6 @@
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/timer_queue.h"
 #include "penstock/os/socket_address.h"
-#include "penstock/base/counted.h"
 #include "penstock/tcp/close_report.h"
 #include "penstock/tcp/connection_handle.h"
 
@@ -52,11 +54,12 @@ using BehaviourPtr = CountedPtr<const Behaviour>;
 enum class SendOutcome : std::uint8_t {
   accepted,                   ///< It will leave, in order.
   accepted_above_high_water,  ///< The same; but output is above the high-water mark: wait for on_low_water.
-  full,                       ///< Refused over the hard cap or the memory budget; nothing has been taken.
-  closed,                     ///< Refused: this side has finished, or the connection has ended.
+  full,    ///< Refused over the hard cap or the memory budget; nothing has been taken.
+  closed,  ///< Refused: this side has finished, or the connection has ended.
 };
 
-/// Who made a connection and wants to know when it is gone (a server does). Outlives the connection.
+/// Who made a connection and wants to know when it is gone (a server does). Outlives the
+/// connection.
 class ConnectionOwner {
  public:
   /// Before on_connect.
@@ -79,8 +82,9 @@ class TcpConnection final : private StreamHandler,
  public:
   // -- Sending. Any payload may be empty; that does nothing. --
 
-  /// Sends a copy of the bytes; large ones are copied only as far as the kernel does not take them at once. If they are refused over the
-  /// hard cap, the connection ends with `overflow`: never silently short. On a connection that has ended or finished, it is dropped.
+  /// Sends a copy of the bytes; large ones are copied only as far as the kernel does not take them
+  /// at once. If they are refused over the hard cap, the connection ends with `overflow`: never
+  /// silently short. On a connection that has ended or finished, it is dropped.
   void send(std::span<const std::byte> payload);
   void send(std::string_view payload) { send(std::as_bytes(std::span(payload))); }
   void send(const char* text) { send(std::string_view(text)); }
@@ -106,8 +110,8 @@ class TcpConnection final : private StreamHandler,
 
   /// Sends FIN behind the last queued byte. Input still comes, until the peer finishes too.
   void finish();
-  /// Finishes, and drops what the peer still sends, within the drain limits, so that it loses nothing of our output. No
-  /// more on_message.
+  /// Finishes, and drops what the peer still sends, within the drain limits, so that it loses
+  /// nothing of our output. No more on_message.
   void close();
   /// Ends at once with a reset (RST). What was queued is discarded and reported.
   void abort();
@@ -119,13 +123,15 @@ class TcpConnection final : private StreamHandler,
 
   // -- Reading --
 
-  /// Stops on_message until resume_reading() has been called as often. Input that has arrived stays in the kernel. Counted.
+  /// Stops on_message until resume_reading() has been called as often. Input that has arrived stays
+  /// in the kernel. Counted.
   void pause_reading();
   void resume_reading();
   /// Whether it is read right now: not paused by the user, nor by its own output.
   bool is_reading() const noexcept { return receiving_; }
 
-  /// Keeps the connection open after the peer has finished, for a reply still being computed; release() takes it back. Counted.
+  /// Keeps the connection open after the peer has finished, for a reply still being computed;
+  /// release() takes it back. Counted.
   void hold();
   void release();
 
@@ -137,7 +143,8 @@ class TcpConnection final : private StreamHandler,
   const SocketAddress& peer_address() const noexcept { return peer_; }
   /// The local end; asks the kernel. Empty when the connection has ended.
   SocketAddress local_address() const;
-  /// The descriptor, for socket options and TCP_INFO; -1 when the connection has ended. Do not read, write or close it.
+  /// The descriptor, for socket options and TCP_INFO; -1 when the connection has ended. Do not
+  /// read, write or close it.
   int descriptor() const noexcept { return stream_ != nullptr ? stream_->descriptor() : -1; }
   /// When the input of this callback was received.
   TimePoint receive_time() const noexcept { return loop_->now(); }
@@ -147,7 +154,8 @@ class TcpConnection final : private StreamHandler,
   /// Gives it other callbacks and limits, from its next event on (protocol upgrade).
   void set_behaviour(BehaviourPtr behaviour);
 
-  /// Makes the connection's own state, in place of any before; destroyed after on_close. Costs nothing when not used.
+  /// Makes the connection's own state, in place of any before; destroyed after on_close. Costs
+  /// nothing when not used.
   template <class T, class... Arguments>
   T& emplace_context(Arguments&&... arguments) {
     auto holder = std::make_unique<ContextOf<T>>(std::forward<Arguments>(arguments)...);
@@ -269,22 +277,23 @@ class TcpConnection final : private StreamHandler,
   std::uint16_t pauses_ = 0;
   std::uint16_t holds_ = 0;
   Phase phase_ = Phase::open;
-  bool in_handler_ = false;         // the user's code is running; sends wait until it returns
-  bool send_pending_ = false;       // the stream owes an on_sent
-  bool receiving_ = true;           // what the stream has been told
-  bool above_high_ = false;         // output passed the high-water mark and has not come down to the low one
+  bool in_handler_ = false;    // the user's code is running; sends wait until it returns
+  bool send_pending_ = false;  // the stream owes an on_sent
+  bool receiving_ = true;      // what the stream has been told
+  bool above_high_ =
+      false;  // output passed the high-water mark and has not come down to the low one
   bool notified_above_high_ = false;
   bool finish_requested_ = false;
-  bool finished_ = false;           // FIN is out
-  bool input_ended_ = false;        // no more input will come
-  bool input_end_due_ = false;      // it ended while paused; to be dealt with on resume
-  bool broken_ = false;             // on_failed has come
-  bool output_broken_ = false;      // the kernel takes no more
-  bool pause_overridden_ = false;   // broken_pause_timeout has passed
-  bool stream_gone_ = false;        // on_closed has come
-  bool offer_input_ = false;        // kept input is to be offered again
+  bool finished_ = false;          // FIN is out
+  bool input_ended_ = false;       // no more input will come
+  bool input_end_due_ = false;     // it ended while paused; to be dealt with on resume
+  bool broken_ = false;            // on_failed has come
+  bool output_broken_ = false;     // the kernel takes no more
+  bool pause_overridden_ = false;  // broken_pause_timeout has passed
+  bool stream_gone_ = false;       // on_closed has come
+  bool offer_input_ = false;       // kept input is to be offered again
   bool write_complete_due_ = false;
-  bool reported_ = false;           // on_close has run, or is running
+  bool reported_ = false;  // on_close has run, or is running
 
   // Cold.
   CloseReason reason_ = CloseReason::local;

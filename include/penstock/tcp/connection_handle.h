@@ -1,5 +1,6 @@
-// A name for a connection that may be kept for ever and used from any thread. It owns nothing and never dangles: when the
-// connection, its slot's next tenant or the whole loop is gone, what is sent through it is dropped and counted.
+// A name for a connection that may be kept for ever and used from any thread. It owns nothing and
+// never dangles: when the connection, its slot's next tenant or the whole loop is gone, what is
+// sent through it is dropped and counted.
 #pragma once
 
 #include <cstdint>
@@ -17,14 +18,16 @@ namespace penstock {
 
 class TcpConnection;
 
-/// Thread-safe in all its methods; a value of 16 bytes. Operations through handles reach a connection in the order in which one thread
-/// makes them. `posted` means that it is under way, not that the connection is still there.
+/// Thread-safe in all its methods; a value of 16 bytes. Operations through handles reach a
+/// connection in the order in which one thread makes them. `posted` means that it is under way, not
+/// that the connection is still there.
 class ConnectionHandle {
  public:
   /// Names no connection; every operation answers closed.
   ConnectionHandle() = default;
 
-  /// Sends as TcpConnection::send does. Answers full when the loop's bound on posted bytes is reached: `payload` is then left as it was.
+  /// Sends as TcpConnection::send does. Answers full when the loop's bound on posted bytes is
+  /// reached: `payload` is then left as it was.
   PostResult send(std::string&& payload) const;
   PostResult send(std::vector<std::byte>&& payload) const;
   PostResult send(SharedBytes payload) const;
@@ -43,7 +46,8 @@ class ConnectionHandle {
 
  private:
   friend class TcpConnection;
-  ConnectionHandle(LoopId loop, SlotId connection) noexcept : loop_(loop), connection_(connection) {}
+  ConnectionHandle(LoopId loop, SlotId connection) noexcept
+      : loop_(loop), connection_(connection) {}
 
   template <class Payload>
   PostResult post_payload(Payload& payload) const;

@@ -23,12 +23,14 @@ struct ConnectionLimits {
   Duration write_stall_timeout = std::chrono::seconds(30);
   /// One side has finished, nothing is pending, nothing moves.
   Duration half_close_timeout = std::chrono::seconds(30);
-  /// After close(), the peer's remaining input is read and dropped, so that it loses nothing of our output: as long as
-  /// this long passes without input, in all at most drain_timeout and drain_max bytes.
+  /// After close(), the peer's remaining input is read and dropped, so that it loses nothing of our
+  /// output: as long as this long passes without input, in all at most drain_timeout and drain_max
+  /// bytes.
   Duration drain_idle_timeout = std::chrono::seconds(5);
   Duration drain_timeout = std::chrono::seconds(30);
   std::size_t drain_max = std::size_t{1024} * 1024;
-  /// A connection that broke while reading was paused: its remaining input is delivered on resume, or after this.
+  /// A connection that broke while reading was paused: its remaining input is delivered on resume,
+  /// or after this.
   Duration broken_pause_timeout = std::chrono::seconds(30);
 };
 

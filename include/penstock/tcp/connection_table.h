@@ -1,5 +1,5 @@
-// All connections of one loop, whichever server or client made them: their slots, the lists that a turn works through, and what they
-// share. Owner: the loop (a LoopService); loop's thread.
+// All connections of one loop, whichever server or client made them: their slots, the lists that a
+// turn works through, and what they share. Owner: the loop (a LoopService); loop's thread.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,8 @@ class ConnectionTable final : public LoopService {
   /// The table of a loop.
   static ConnectionTable& of(EventLoop& loop) { return loop.service<ConnectionTable>(); }
 
-  /// Takes over a connected, nonblocking socket; runs on_connect. `owner` may be nullptr. Error: the descriptor has been closed, no callback has run.
+  /// Takes over a connected, nonblocking socket; runs on_connect. `owner` may be nullptr. Error:
+  /// the descriptor has been closed, no callback has run.
   Result<ConnectionHandle> adopt(UniqueFd fd, const SocketAddress& peer, BehaviourPtr behaviour,
                                  ConnectionOwner* owner);
 

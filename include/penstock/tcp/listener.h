@@ -1,6 +1,7 @@
-// A listening socket and the policy of accepting on it: when to pause, what to do when descriptors run out.
-// Owner: a server; loop's thread. It never spins: a shortage pauses it, with a back-off of 10 to 50 ms, until one of
-// our connections closes. It refuses to hand connections out: its owner does.
+// A listening socket and the policy of accepting on it: when to pause, what to do when descriptors
+// run out. Owner: a server; loop's thread. It never spins: a shortage pauses it, with a back-off of
+// 10 to 50 ms, until one of our connections closes. It refuses to hand connections out: its owner
+// does.
 #pragma once
 
 #include <atomic>
@@ -26,7 +27,8 @@ class ListenerOwner {
 };
 
 struct ListenerOptions {
-  /// Connections the kernel may keep for us, complete and not yet accepted; capped by net.core.somaxconn.
+  /// Connections the kernel may keep for us, complete and not yet accepted; capped by
+  /// net.core.somaxconn.
   int backlog = 4096;
   /// TCP_USER_TIMEOUT of accepted connections; zero leaves the kernel's.
   Duration user_timeout{};
@@ -35,8 +37,9 @@ struct ListenerOptions {
 /// Counters since the start.
 struct ListenerStatistics {
   std::uint64_t accepted = 0;
-  std::uint64_t refused_for_descriptors = 0;  ///< Accepted with the reserve descriptor and closed at once.
-  std::uint64_t accept_errors = 0;            ///< accept4 failures that paused accepting.
+  std::uint64_t refused_for_descriptors =
+      0;                            ///< Accepted with the reserve descriptor and closed at once.
+  std::uint64_t accept_errors = 0;  ///< accept4 failures that paused accepting.
 };
 
 class Listener final : private AcceptHandler {
@@ -46,8 +49,9 @@ class Listener final : private AcceptHandler {
   Listener& operator=(const Listener&) = delete;
   ~Listener() { close(); }
 
-  /// Binds and listens. Accepted sockets have TCP_NODELAY, and keep-alive after 60 s, every 10 s, 6 times. Errors: what
-  /// socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …); EAFNOSUPPORT for a Unix address.
+  /// Binds and listens. Accepted sockets have TCP_NODELAY, and keep-alive after 60 s, every 10 s, 6
+  /// times. Errors: what socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …);
+  /// EAFNOSUPPORT for a Unix address.
   Result<void> open(const SocketAddress& address, const ListenerOptions& options);
   /// Its port refuses from now on; who is in the backlog is reset. Idempotent.
   void close();

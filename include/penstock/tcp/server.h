@@ -1,6 +1,6 @@
-// A TCP server: listens, accepts, hands connections to loops, keeps to its limits, and stops in order.
-// Owner: the program. Either it has loops of its own (run() turns the first one), or it lives on a loop of the program's,
-// beside other servers and clients.
+// A TCP server: listens, accepts, hands connections to loops, keeps to its limits, and stops in
+// order. Owner: the program. Either it has loops of its own (run() turns the first one), or it
+// lives on a loop of the program's, beside other servers and clients.
 #pragma once
 
 #include <cstddef>
@@ -27,15 +27,17 @@ enum class Balance : std::uint8_t {
 };
 
 struct TcpServerOptions {
-  /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4); port 0 takes any free one.
+  /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4); port 0 takes any free
+  /// one.
   std::string listen = "127.0.0.1:0";
-  /// Loops of its own besides the first: 0, the first does everything; N, the first only accepts. Not for a server on a
-  /// program's loop.
+  /// Loops of its own besides the first: 0, the first does everything; N, the first only accepts.
+  /// Not for a server on a program's loop.
   std::size_t loops = 0;
   /// Back-end of its own loops.
   Backend backend = Backend::automatic;
   Balance balance = Balance::least_connections;
-  /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are free at the start.
+  /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
+  /// free at the start.
   std::size_t max_connections = 0;
   /// Limits of each connection.
   ConnectionLimits limits{};
@@ -54,57 +56,78 @@ struct ServerStatistics {
   std::uint64_t accepted = 0;
   std::uint64_t refused_for_descriptors = 0;
   std::uint64_t accept_errors = 0;
-  std::uint64_t live = 0;             ///< Connections now.
+  std::uint64_t live = 0;  ///< Connections now.
   std::uint64_t ended = 0;
   std::uint64_t bytes_received = 0;
   std::uint64_t bytes_sent = 0;
-  std::uint64_t aborted_at_stop = 0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
+  std::uint64_t aborted_at_stop =
+      0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
 };
 
 class TcpServer {
  public:
   /// A server with loops of its own.
   explicit TcpServer(TcpServerOptions options = {});
-  /// A server on a loop of the program's, which outlives it. `loops`, `backend`, `kernel` and `on_thread_start` do not apply.
+  /// A server on a loop of the program's, which outlives it. `loops`, `backend`, `kernel` and
+  /// `on_thread_start` do not apply.
   explicit TcpServer(EventLoop& loop, TcpServerOptions options = {});
   TcpServer(const TcpServer&) = delete;
   TcpServer& operator=(const TcpServer&) = delete;
-  /// Stops at once: connections are reset and their on_close runs. Outside the loops this waits until all are closed;
-  /// inside a callback of its loop it returns, and they are reported in the turn's notify step. A server with loops of
-  /// its own must not be destroyed from inside them.
+  /// Stops at once: connections are reset and their on_close runs. Outside the loops this waits
+  /// until all are closed; inside a callback of its loop it returns, and they are reported in the
+  /// turn's notify step. A server with loops of its own must not be destroyed from inside them.
   ~TcpServer();
 
   // -- Before start(): what its connections do; see ConnectionCallbacks. --
 
   template <class Function>
-  void on_connect(Function function) { callbacks().on_connect = std::move(function); }
+  void on_connect(Function function) {
+    callbacks().on_connect = std::move(function);
+  }
   template <class Function>
-  void on_message(Function function) { callbacks().on_message = std::move(function); }
+  void on_message(Function function) {
+    callbacks().on_message = std::move(function);
+  }
   template <class Function>
-  void on_peer_finished(Function function) { callbacks().on_peer_finished = std::move(function); }
+  void on_peer_finished(Function function) {
+    callbacks().on_peer_finished = std::move(function);
+  }
   template <class Function>
-  void on_write_complete(Function function) { callbacks().on_write_complete = std::move(function); }
+  void on_write_complete(Function function) {
+    callbacks().on_write_complete = std::move(function);
+  }
   template <class Function>
-  void on_high_water(Function function) { callbacks().on_high_water = std::move(function); }
+  void on_high_water(Function function) {
+    callbacks().on_high_water = std::move(function);
+  }
   template <class Function>
-  void on_low_water(Function function) { callbacks().on_low_water = std::move(function); }
+  void on_low_water(Function function) {
+    callbacks().on_low_water = std::move(function);
+  }
   template <class Function>
-  void on_close(Function function) { callbacks().on_close = std::move(function); }
+  void on_close(Function function) {
+    callbacks().on_close = std::move(function);
+  }
   /// Called by run() once the server accepts.
-  void on_listening(std::move_only_function<void()> function) { on_listening_ = std::move(function); }
+  void on_listening(std::move_only_function<void()> function) {
+    on_listening_ = std::move(function);
+  }
 
-  /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while the loop does not run.
-  /// Errors: bad_address, needs_resolver, too_many_connections, already_started, unknown_backend, and what the kernel says;
-  /// describe_listen_error() makes a sentence of them.
+  /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while
+  /// the loop does not run. Errors: bad_address, needs_resolver, too_many_connections,
+  /// already_started, unknown_backend, and what the kernel says; describe_listen_error() makes a
+  /// sentence of them.
   Result<void> start();
 
-  /// For a server with loops of its own: starts it if need be, and turns its first loop until it has stopped. SIGINT and SIGTERM
-  /// stop it in order, a second one at once; their handling is restored afterwards. Answers 0, 1 if it could not start (the
-  /// error is logged), or 130 after a second signal.
+  /// For a server with loops of its own: starts it if need be, and turns its first loop until it
+  /// has stopped. SIGINT and SIGTERM stop it in order, a second one at once; their handling is
+  /// restored afterwards. Answers 0, 1 if it could not start (the error is logged), or 130 after a
+  /// second signal.
   int run();
 
-  /// Thread-safe. Stops in order: no more accepting, queued output is flushed, connections are closed; what is left at the deadline is
-  /// reset and reported. Zero resets at once. A second call can only bring the deadline forward.
+  /// Thread-safe. Stops in order: no more accepting, queued output is flushed, connections are
+  /// closed; what is left at the deadline is reset and reported. Zero resets at once. A second call
+  /// can only bring the deadline forward.
   void stop(Duration deadline);
   void stop() { stop(stop_deadline_); }
 
