@@ -22,7 +22,8 @@ int run_echo(TcpServerOptions options) {
   if (const Result<void> started = server.start(); !started) {
     const std::error_code error = started.error();
     if (error == make_error_code(Errc::too_many_connections)) {
-      print_error(fmt::format("--max-connections {}: {}", wanted, error.message()));
+      print_error(fmt::format("--max-connections {}: {} (it is {} here)", wanted, error.message(),
+                              server.loop().kernel().descriptor_limit()));
       return kUsage;
     }
     print_error(describe_listen_error(listen, error));

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <signal.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 
@@ -10,6 +11,7 @@
 
 #include "app/command.h"
 #include "penstock/base/log.h"
+#include "penstock/os/kernel.h"
 
 namespace {
 
@@ -43,6 +45,23 @@ void set_up_log(LogLevel level) {
   spdlog::set_level(spdlog::level::trace);  // Penstock's own level decides
   set_log_sink(&log_to_spdlog);
   set_log_level(level);
+}
+
+// The parser's own words, but for an unknown command, which it does not name.
+std::string explain(const CLI::App& app, const CLI::ParseError& error, int argument_count,
+                    char** arguments) {
+  if (argument_count < 2 || arguments[1][0] == '-' || !app.get_subcommands().empty()) {
+    return error.what();
+  }
+  return fmt::format("'{}' is no command; the commands are echo and trace", arguments[1]);
+}
+
+// Output to a pipe that nobody reads any more must not end a server that serves.
+void ignore_broken_pipes() {
+  sigset_t pipe;
+  sigemptyset(&pipe);
+  sigaddset(&pipe, SIGPIPE);
+  linux_kernel().signal_mask(SIG_BLOCK, &pipe, nullptr);
 }
 
 int run(int argument_count, char** arguments) {
@@ -87,10 +106,11 @@ int run(int argument_count, char** arguments) {
   } catch (const CLI::Success& asked) {  // --help, --version
     return app.exit(asked);
   } catch (const CLI::ParseError& error) {
-    app::print_error(std::string(error.what()) + " (see penstock --help)");
+    app::print_error(explain(app, error, argument_count, arguments) + " (see penstock --help)");
     return app::kUsage;
   }
   set_up_log(level);
+  ignore_broken_pipes();
   return action();
 }
 

@@ -44,6 +44,7 @@ struct OutputQueue::HoldingNode final : Block {
     begin = bytes.data();
     end = begin + bytes.size();
     charge = charge_of(payload_);
+    if constexpr (std::is_same_v<Payload, SharedBytes>) shared_charge = payload_.charge();
     destroy = [](Block* node) noexcept { delete static_cast<HoldingNode*>(node); };
   }
 
@@ -81,6 +82,10 @@ std::size_t OutputQueue::charge_of(const std::vector<std::byte>& payload) noexce
 
 std::size_t OutputQueue::charge_of(const SharedBytes& payload) noexcept {
   return payload.empty() ? 0 : sizeof(HoldingNode<SharedBytes>) + capacity_of(payload);
+}
+
+std::size_t OutputQueue::owned_charge_of(const SharedBytes& payload) noexcept {
+  return charge_of(payload) - payload.charge();
 }
 
 void OutputQueue::append_copy_elsewhere(BlockPool& pool, std::span<const std::byte> payload) {

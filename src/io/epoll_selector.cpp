@@ -46,7 +46,7 @@ std::span<const epoll_event> EpollSelector::wait(int timeout) {
     try {
       events_.resize(events_.size() * 2);
     } catch (const std::bad_alloc&) {
-      was_full_ = false;  // smaller batches do the same work
+      // Smaller batches do the same work.
     }
   }
   const int count = kernel_.epoll_wait(epoll_fd_.get(), events_.data(),

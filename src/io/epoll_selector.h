@@ -20,6 +20,7 @@ class EpollSelector final : public Selector {
   int change(int fd, std::uint32_t events, Token token) override;
   int remove(int fd) override;
   std::span<const epoll_event> wait(int timeout) override;
+  bool more_waiting() const override { return was_full_; }
 
  private:
   explicit EpollSelector(Kernel& kernel, UniqueFd epoll_fd);

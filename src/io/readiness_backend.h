@@ -36,6 +36,7 @@ class ReadinessBackend final : public IoBackend {
   void unwatch(WatchId id) override;
   void poll(TimePoint deadline) override;
   void wake() override;
+  bool more_waiting() const override { return selector_->more_waiting(); }
   const IoStatistics& statistics() const override { return statistics_; }
 
  private:

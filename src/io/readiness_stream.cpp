@@ -66,6 +66,14 @@ void ReadinessStream::leave_selector() noexcept {
   armed_events_ = 0;
 }
 
+// It left with HUP or ERR, and yet there is no end to read: events have to tell.
+void ReadinessStream::return_to_selector() {
+  const int result = register_attached();
+  if (result == 0) return;
+  report_failure(-result);
+  if (!closed()) end_input();
+}
+
 void ReadinessStream::make_ready() {
   if (!ListLink<StreamWorkTag>::linked()) context_.ready.push_back(*this);
 }
@@ -217,13 +225,15 @@ void ReadinessStream::receive() {
       return;
     }
     if (result == 0) {
-      end_input();
+      // A send may have consumed the socket's error: then this is no clean end.
+      if (send_error_ != 0) report_failure(send_error_);
+      if (!closed()) end_input();
       return;
     }
     if (result == -EAGAIN) {
       readable_ = false;
       read_to_end_ = false;
-      if (!registered_) register_attached();
+      if (!registered_) return_to_selector();
       return;
     }
     if (is_shortage(result)) {

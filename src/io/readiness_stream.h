@@ -80,6 +80,7 @@ class ReadinessStream final : public Stream,
   std::uint32_t wanted_events() const noexcept;
   void update_interest();
   void leave_selector() noexcept;
+  void return_to_selector();
   void make_ready();
   void receive();
   void notify_writable();

@@ -13,17 +13,17 @@ namespace {
 
 thread_local EventLoop* current_loop = nullptr;
 
-// Marks a loop as the one being turned. Many loops may take turns on one thread (a simulation
-// does), never inside each other.
+// Marks a loop as the one being turned. Many loops may take turns on one thread (a simulation does),
+// and one may be turned inside a turn of another (a callback that destroys one); never inside its own.
 class TurnScope {
  public:
-  explicit TurnScope(EventLoop& loop) noexcept {
-    PENSTOCK_ASSERT(current_loop == nullptr, "a loop cannot be turned inside a turn");
-    current_loop = &loop;
-  }
+  explicit TurnScope(EventLoop& loop) noexcept : outer_(std::exchange(current_loop, &loop)) {}
   TurnScope(const TurnScope&) = delete;
   TurnScope& operator=(const TurnScope&) = delete;
-  ~TurnScope() { current_loop = nullptr; }
+  ~TurnScope() { current_loop = outer_; }
+
+ private:
+  EventLoop* outer_;
 };
 
 CountedPtr<MemoryBudget> budget_or_default(CountedPtr<MemoryBudget> budget, Kernel& kernel) {
@@ -36,8 +36,7 @@ std::uint64_t key_of(WatchId id) noexcept { return (std::uint64_t{id.generation}
 }  // namespace
 
 struct EventLoop::UserTimer {
-  UserTimer(EventLoop& its_loop, TimerId its_id, TimePoint when, Duration its_period,
-            Task its_task) noexcept
+  UserTimer(EventLoop& its_loop, TimerId its_id, TimePoint when, Duration its_period, Task its_task)
       : loop(its_loop), id(its_id), due(when), period(its_period), task(std::move(its_task)) {}
 
   void on_timer() { loop.fire(*this); }
@@ -48,6 +47,7 @@ struct EventLoop::UserTimer {
   Duration period;  // zero: once
   Task task;
   bool cancelled = false;
+  TimerPlace place{loop.timers_};
   Timer timer = Timer::calling<&UserTimer::on_timer>(*this);
 };
 
@@ -93,7 +93,7 @@ Result<std::unique_ptr<EventLoop>> EventLoop::create(EventLoopOptions options) {
 EventLoop::~EventLoop() {
   if (error_) return;
   PENSTOCK_ASSERT(!running(), "a loop cannot be destroyed while it runs");
-  std::vector<Mailbox::Item> unrun = mailbox_->close();
+  std::vector<Mailbox::Item> unrun = mailbox_->close();  // the name stays ours until the end
   const std::size_t dropped = unrun.size() + tasks_.size() - next_task_;
   if (dropped > 0 && log_enabled(LogLevel::info)) {
     log(LogLevel::info, "an event loop went with " + std::to_string(dropped) + " tasks unrun");
@@ -101,9 +101,9 @@ EventLoop::~EventLoop() {
   unrun.clear();
   tasks_.clear();
   next_task_ = 0;
+  mailbox_->done();
   user_timers_.clear();
-  for (const auto& [key, service] : services_)
-    service->shut_down();
+  for_each_service([](LoopService& service) { service.shut_down(); });
   // Each turn ends what it can; a connection needs two. The bound is for a callback that makes new
   // ones for ever.
   constexpr int kTurnsMax = 1000;
@@ -120,6 +120,7 @@ EventLoop::~EventLoop() {
     backend_->unwatch(
         WatchId{SlotId{static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32)}});
   }
+  mailbox_->retire();
 }
 
 EventLoop* EventLoop::current() noexcept { return current_loop; }
@@ -145,6 +146,7 @@ void EventLoop::step(Duration longest_wait) {
   PENSTOCK_ASSERT(!error_, "the loop could not be made; see error()");
   PENSTOCK_ASSERT(!running_.exchange(true), "the loop runs already");
   turn(longest_wait);
+  stop_requested_.store(false);  // it ends a run(), and there is none
   running_.store(false, std::memory_order_release);
 }
 
@@ -158,10 +160,9 @@ void EventLoop::turn(Duration longest_wait) {
   const TurnScope scope(*this);
   ++statistics_.turns;
 
-  run_tasks();                                                          // 1
-  statistics_.timers_fired += timers_.fire_due(now(), kTimersPerTurn);  // 2
-  for (const auto& [key, service] : services_)
-    service->flush();  // 3
+  run_tasks();                                                                  // 1
+  statistics_.timers_fired += timers_.fire_due(polled_until_, kTimersPerTurn);  // 2
+  for_each_service([](LoopService& service) { service.flush(); });              // 3
 
   TimePoint deadline = TimePoint::min();
   if (longest_wait > Duration::zero() && !anything_due() && mailbox_->prepare_to_sleep()) {
@@ -170,13 +171,17 @@ void EventLoop::turn(Duration longest_wait) {
       deadline = std::min(deadline, add_clamped(read_clock(), longest_wait));
     }
   }
+  const TimePoint polled = now();
   backend_->poll(deadline);  // 4
   mailbox_->awake();
+  // A full batch may have left somebody unheard. The bound keeps timers going under any load.
+  if (!backend_->more_waiting() || ++turns_behind_ == kTurnsBehindMax) {
+    polled_until_ = polled;
+    turns_behind_ = 0;
+  }
 
-  for (const auto& [key, service] : services_)
-    service->notify();  // 5
-  for (const auto& [key, service] : services_)
-    service->bury();  // 6
+  for_each_service([](LoopService& service) { service.notify(); });  // 5
+  for_each_service([](LoopService& service) { service.bury(); });    // 6
   ended_watches_.clear();
 }
 
@@ -206,6 +211,7 @@ void EventLoop::run_tasks() {
       report_exception("task");
     }
   }
+  if (next_task_ == tasks_.size()) mailbox_->done();
 }
 
 void EventLoop::run_in_loop(Task task) {
@@ -317,8 +323,15 @@ void EventLoop::fire(UserTimer& timer) {
 Result<WatchId> EventLoop::watch(int fd, Interest interest, WatchCallback callback) {
   assert_here();
   auto watch = std::make_unique<UserWatch>(*this, std::move(callback));
+  ended_watches_.reserve(user_watches_.size() + 1);  // so that unwatch() need not allocate
   const Result<WatchId> id = backend_->watch(fd, interest, *watch);
-  if (id) user_watches_.emplace(key_of(*id), std::move(watch));
+  if (!id) return id;
+  try {
+    user_watches_.emplace(key_of(*id), std::move(watch));
+  } catch (...) {
+    backend_->unwatch(*id);
+    throw;
+  }
   return id;
 }
 

@@ -45,7 +45,7 @@ Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max) {
     all.entries[all.size++].store(mailbox, std::memory_order_release);
   }
   const std::lock_guard lock(mailbox->mutex_);
-  if (++mailbox->id_.generation == 0) mailbox->id_.generation = 1;
+  if (mailbox->id_.generation == 0) mailbox->id_.generation = 1;
   mailbox->backend_ = &backend;
   mailbox->charge_max_ = charge_max;
   mailbox->has_mail_.store(false);
@@ -56,15 +56,22 @@ Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max) {
 
 std::vector<Mailbox::Item> Mailbox::close() {
   std::vector<Item> left;
+  const std::lock_guard lock(mutex_);
+  backend_ = nullptr;
+  left.swap(items_);
+  has_mail_.store(false);
+  return left;
+}
+
+void Mailbox::retire() {
   {
     const std::lock_guard lock(mutex_);
-    backend_ = nullptr;
-    left.swap(items_);
+    PENSTOCK_ASSERT(backend_ == nullptr && items_.empty(), "close() comes before retire()");
     charged_ = taken_charge_ = 0;
+    if (++id_.generation == 0) id_.generation = 1;  // old names end here
   }
   const std::lock_guard table_lock(table().mutex);
   table().free.push_back(this);
-  return left;
 }
 
 PostResult Mailbox::post(LoopId id, Task&& task, std::size_t charge) {
@@ -72,41 +79,47 @@ PostResult Mailbox::post(LoopId id, Task&& task, std::size_t charge) {
   Mailbox* mailbox = table().entries[id.slot].load(std::memory_order_acquire);
   if (mailbox == nullptr) return PostResult::closed;
   mailbox_hooks::at(Point::push);
-  const std::lock_guard lock(mailbox->mutex_);
-  if (mailbox->id_ != id) return PostResult::closed;
-  return mailbox->post_locked(std::move(task), charge);
+  const PostResult result = mailbox->push(id, std::move(task), charge);
+  if (result == PostResult::posted) {
+    mailbox_hooks::at(Point::wake);
+    if (mailbox->sleeping_.load()) mailbox->wake(id);  // rule 3
+  }
+  return result;
 }
 
-PostResult Mailbox::post(Task&& task, std::size_t charge) {
-  mailbox_hooks::at(Point::push);
+PostResult Mailbox::push(LoopId id, Task&& task, std::size_t charge) {
   const std::lock_guard lock(mutex_);
-  return post_locked(std::move(task), charge);
-}
-
-PostResult Mailbox::post_locked(Task&& task, std::size_t charge) {
-  if (backend_ == nullptr) return PostResult::closed;
+  if (id_ != id || backend_ == nullptr) return PostResult::closed;
   if (charge != 0 && (charge > charge_max_ || charged_ > charge_max_ - charge)) {
     return PostResult::full;
   }
-  items_.push_back({std::move(task), charge});
+  items_.emplace_back(std::move(task), charge);  // throws, if at all, before it moves
   charged_ += charge;
   has_mail_.store(true);  // rule 3
-  mailbox_hooks::at(Point::wake);
-  if (sleeping_.exchange(false)) {
-    wakeups_written_.fetch_add(1, std::memory_order_relaxed);
-    backend_->wake();
-  }
   return PostResult::posted;
 }
 
+void Mailbox::wake(LoopId id) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (id_ != id || backend_ == nullptr || !sleeping_.exchange(false)) return;
+  wakeups_written_.fetch_add(1, std::memory_order_relaxed);
+  backend_->wake();
+}
+
 void Mailbox::take(std::vector<Item>& items) {
-  PENSTOCK_ASSERT(items.empty(), "the mail taken before has not been dealt with");
+  PENSTOCK_ASSERT(items.empty() && taken_charge_ == 0,
+                  "the mail taken before has not been dealt with");
   mailbox_hooks::at(Point::pop);
   const std::lock_guard lock(mutex_);
-  charged_ -= taken_charge_;
   taken_charge_ = charged_;
   items.swap(items_);
   has_mail_.store(false, std::memory_order_relaxed);
+}
+
+void Mailbox::done() noexcept {
+  if (taken_charge_ == 0) return;
+  const std::lock_guard lock(mutex_);
+  charged_ -= std::exchange(taken_charge_, 0);
 }
 
 bool Mailbox::prepare_to_sleep() noexcept {

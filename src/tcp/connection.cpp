@@ -75,6 +75,7 @@ TcpConnection::TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr beh
       last_activity_(loop_->now()),
       id_(id),
       opened_at_(last_activity_),
+      timer_place_(loop_->timers()),
       timer_(Timer::calling<&TcpConnection::on_timer>(*this)),
       owner_(owner),
       peer_(peer) {}
@@ -87,9 +88,7 @@ Result<void> TcpConnection::start(UniqueFd fd) {
   Result<Stream*> stream = loop_->backend().attach(std::move(fd), *this);
   if (!stream) return std::unexpected(stream.error());
   stream_ = *stream;
-  if (limits().idle_timeout > Duration::zero()) {
-    arm_timer(add_clamped(last_activity_, limits().idle_timeout));
-  }
+  arm_timer();
   if (callbacks().on_connect) {
     in_handler_ = true;
     run_callback([this] { callbacks().on_connect(*this); });
@@ -104,22 +103,22 @@ bool TcpConnection::can_send() const noexcept {
   return phase_ == Phase::open && !finish_requested_ && !output_broken_;
 }
 
-// Sets memory aside for what is about to be queued, or refuses it: over the connection's cap or the
-// loops' budget.
-bool TcpConnection::reserve(std::size_t charge) noexcept {
+// Sets memory aside for what is about to be queued, or refuses it: `charge` over the connection's
+// cap, or `owned` (less what other queues hold too) over the loops' budget.
+bool TcpConnection::reserve(std::size_t charge, std::size_t owned) noexcept {
   const std::size_t cap = limits().output_max;
   const std::size_t held = output_.charge();
   if (cap != 0 && (charge > cap || held > cap - charge)) return false;
-  return loop_->memory().charge(charge);
+  return loop_->memory().charge(owned);
 }
 
 template <class Append>
-SendOutcome TcpConnection::enqueue(std::size_t charge, Append append) {
-  if (!reserve(charge)) return SendOutcome::full;
+SendOutcome TcpConnection::enqueue(std::size_t charge, std::size_t owned, Append append) {
+  if (!reserve(charge, owned)) return SendOutcome::full;
   try {
     append();
   } catch (...) {
-    loop_->memory().discharge(charge);
+    loop_->memory().discharge(owned);
     throw;
   }
   return accepted();
@@ -143,8 +142,8 @@ SendOutcome TcpConnection::try_send(std::span<const std::byte> payload) {
   loop_->assert_here();
   if (!can_send()) return SendOutcome::closed;
   if (payload.size() >= kLargePayload && !send_pending_) return send_at_once(payload);
-  return enqueue(output_.charge_of_copy(payload.size()),
-                 [&] { output_.append_copy(table_->pool(), payload); });
+  const std::size_t charge = output_.charge_of_copy(payload.size());
+  return enqueue(charge, charge, [&] { output_.append_copy(table_->pool(), payload); });
 }
 
 // The caller's bytes go to the kernel behind what is queued; what is not taken is copied. Whether
@@ -152,8 +151,8 @@ SendOutcome TcpConnection::try_send(std::span<const std::byte> payload) {
 // as if nothing were taken.
 SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
   const std::size_t charge = output_.charge_of_copy(payload.size());
-  if (!reserve(charge)) return SendOutcome::full;
-  const std::size_t charged = output_.charge() + charge;
+  if (!reserve(charge, charge)) return SendOutcome::full;
+  const std::size_t charged = output_.owned_charge() + charge;
 
   PENSTOCK_UNINITIALIZED Pieces pieces;
   const std::size_t used = output_.front(std::span(pieces).first(kGatherMax - 1));
@@ -169,7 +168,7 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
     bytes_sent_ += result.taken;
     if (result.taken > 0) last_activity_ = loop_->now();
     if (result.error != 0) {
-      loop_->memory().discharge(charged - output_.charge());
+      loop_->memory().discharge(charged - output_.owned_charge());
       output_broken_ = true;
       discard_output();
       update_flow();
@@ -180,12 +179,12 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
     output_.append_copy(table_->pool(), payload);
   } catch (const std::bad_alloc&) {
     // A part may have left already: going on would leave a gap.
-    loop_->memory().discharge(charged - output_.charge());
+    loop_->memory().discharge(charged - output_.owned_charge());
     error_ = system_error(ENOMEM);
     conclude(CloseReason::overflow, Release::reset);
     return SendOutcome::closed;
   }
-  loop_->memory().discharge(charged - output_.charge());
+  loop_->memory().discharge(charged - output_.owned_charge());
   if (output_.empty()) {
     output_drained();
   } else {
@@ -205,8 +204,13 @@ SendOutcome TcpConnection::try_send_owned(Payload& payload) {
       return try_send(std::as_bytes(std::span(payload)));
     }
   }
-  const SendOutcome outcome =
-      enqueue(OutputQueue::charge_of(payload), [&] { output_.append(std::move(payload)); });
+  const std::size_t charge = OutputQueue::charge_of(payload);
+  std::size_t owned = charge;
+  if constexpr (std::is_same_v<Payload, SharedBytes>) {
+    owned = OutputQueue::owned_charge_of(payload);
+    if (!payload.charge_once(loop_->memory().budget())) return SendOutcome::full;
+  }
+  const SendOutcome outcome = enqueue(charge, owned, [&] { output_.append(std::move(payload)); });
   if (outcome == SendOutcome::full || send_pending_ || output_.empty()) return outcome;
   pump();
   return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
@@ -218,15 +222,28 @@ SendOutcome TcpConnection::try_send(std::vector<std::byte>&& payload) {
 }
 SendOutcome TcpConnection::try_send(SharedBytes payload) { return try_send_owned(payload); }
 
-void TcpConnection::send(std::span<const std::byte> payload) { end_if_refused(try_send(payload)); }
-void TcpConnection::send(std::string&& payload) { end_if_refused(try_send_owned(payload)); }
-void TcpConnection::send(std::vector<std::byte>&& payload) {
-  end_if_refused(try_send_owned(payload));
+void TcpConnection::send(std::span<const std::byte> payload) {
+  send_or_end([&] { return try_send(payload); });
 }
-void TcpConnection::send(SharedBytes payload) { end_if_refused(try_send_owned(payload)); }
+void TcpConnection::send(std::string&& payload) {
+  send_or_end([&] { return try_send_owned(payload); });
+}
+void TcpConnection::send(std::vector<std::byte>&& payload) {
+  send_or_end([&] { return try_send_owned(payload); });
+}
+void TcpConnection::send(SharedBytes payload) {
+  send_or_end([&] { return try_send_owned(payload); });
+}
 
-void TcpConnection::end_if_refused(SendOutcome outcome) {
-  if (outcome == SendOutcome::full) conclude(CloseReason::overflow, Release::reset);
+// What cannot be accepted ends the connection: the next send must not close the gap.
+template <class TrySend>
+void TcpConnection::send_or_end(TrySend try_it) {
+  try {
+    if (try_it() != SendOutcome::full) return;
+  } catch (const std::bad_alloc&) {
+    error_ = system_error(ENOMEM);
+  }
+  conclude(CloseReason::overflow, Release::reset);
 }
 
 void TcpConnection::mark_dirty() {
@@ -247,9 +264,9 @@ void TcpConnection::take(std::size_t bytes) noexcept {
   if (bytes == 0) return;
   bytes_sent_ += bytes;
   last_activity_ = loop_->now();
-  const std::size_t held = output_.charge();
+  const std::size_t held = output_.owned_charge();
   output_.consume(table_->pool(), bytes);
-  loop_->memory().discharge(held - output_.charge());
+  loop_->memory().discharge(held - output_.owned_charge());
 }
 
 // Lends the front of the queue to the stream until it takes no more.
@@ -272,22 +289,27 @@ void TcpConnection::pump() {
     output_drained();
   } else if (stall_since_ == kNever) {
     stall_since_ = loop_->now();
+    stall_sampled_at_ = stall_since_;
     stall_bytes_sent_ = bytes_sent_;
-    stall_unacknowledged_ = -1;
-    if (limits().write_stall_timeout > Duration::zero()) {
-      arm_timer(add_clamped(stall_since_, limits().write_stall_timeout / 4));
-    }
+    unacknowledged_ = kNotSampled;
+    arm_timer();
   }
   update_flow();
 }
 
 void TcpConnection::output_drained() {
-  stall_since_ = kNever;
+  end_stall();
   if (callbacks().on_write_complete) {
     write_complete_due_ = true;
     schedule_notify();
   }
   if (finish_requested_) finish_if_drained();
+}
+
+void TcpConnection::end_stall() {
+  if (stall_since_ == kNever) return;
+  stall_since_ = kNever;
+  arm_timer();
 }
 
 void TcpConnection::on_sent(std::size_t bytes) {
@@ -300,10 +322,10 @@ void TcpConnection::on_sent(std::size_t bytes) {
 void TcpConnection::discard_output() {
   ListLink<DirtyTag>::unlink();
   send_pending_ = false;
-  stall_since_ = kNever;
+  end_stall();
   if (output_.empty()) return;
   output_discarded_ += output_.bytes();
-  const std::size_t held = output_.charge();
+  const std::size_t held = output_.owned_charge();
   output_.clear(table_->pool());
   loop_->memory().discharge(held);
 }
@@ -327,7 +349,6 @@ void TcpConnection::on_received(std::span<const std::byte> bytes) {
   }
   try {
     input_.lend(bytes);
-    if (!may_deliver()) input_.keep_rest();
   } catch (const std::bad_alloc&) {
     input_discarded_ += bytes.size();
     error_ = system_error(ENOMEM);
@@ -337,7 +358,7 @@ void TcpConnection::on_received(std::span<const std::byte> bytes) {
   if (may_deliver()) {
     deliver_input();
   } else {
-    settle_input();
+    keep_input();
   }
 }
 
@@ -353,14 +374,15 @@ void TcpConnection::deliver_input() {
       input_.consume(input_.size());
     }
   });
-  keep_input(offered);
+  if (keep_input()) limit_input(offered);
   after_handler();
 }
 
-void TcpConnection::keep_input(std::size_t offered) {
+// What the callback left becomes our own. False: the connection has ended.
+bool TcpConnection::keep_input() {
   if (phase_ != Phase::open) {
     drop_input();
-    return;
+    return false;
   }
   try {
     input_.keep_rest();
@@ -368,13 +390,32 @@ void TcpConnection::keep_input(std::size_t offered) {
     drop_input();
     error_ = system_error(ENOMEM);
     conclude(CloseReason::overflow, Release::orderly);
-    return;
+    return false;
   }
-  if (!settle_input()) return;
+  return settle_input();
+}
+
+// At the limit nothing more is read; what is kept is offered each turn, as long as some is consumed.
+void TcpConnection::limit_input(std::size_t offered) {
   const std::size_t left = input_.size();
-  if (left == offered && left >= limits().input_max && limits().input_max != 0 && pauses_ == 0) {
-    conclude(CloseReason::overflow, Release::orderly);
+  const bool full = limits().input_max != 0 && left >= limits().input_max;
+  const bool held_back = pauses_ > 0 || above_high_;  // then it is offered when that ends
+  if (full && !held_back) {
+    if (left == offered) {
+      conclude(CloseReason::overflow, Release::orderly);
+      return;
+    }
+    offer_input();
   }
+  if (full != input_full_) {
+    input_full_ = full;
+    apply_reading();
+  }
+}
+
+void TcpConnection::offer_input() {
+  offer_input_ = true;
+  schedule_notify();
 }
 
 // Charges or discharges what input_ has grown or shrunk by. False: over budget, and the connection
@@ -425,9 +466,8 @@ void TcpConnection::end_input() {
     } else {
       finish_if_allowed();
     }
-    if (phase_ != Phase::closed && limits().half_close_timeout > Duration::zero()) {
-      arm_timer(add_clamped(last_activity_, limits().half_close_timeout));
-    }
+    unacknowledged_ = kNotSampled;
+    arm_timer();
   }
   conclude_if_finished();
 }
@@ -443,11 +483,10 @@ void TcpConnection::resume_reading() {
   loop_->assert_here();
   PENSTOCK_ASSERT(pauses_ > 0, "resume_reading() without pause_reading()");
   if (--pauses_ > 0 || phase_ != Phase::open) return;
-  if (!input_.empty() || input_end_due_) {
-    offer_input_ = true;
-    schedule_notify();
-  }
+  last_activity_ = loop_->now();  // the silence was ours
+  if (!input_.empty() || input_end_due_) offer_input();
   apply_reading();
+  arm_timer();
 }
 
 // The water marks follow the queue; hysteresis lies between them.
@@ -456,8 +495,10 @@ void TcpConnection::update_flow() {
   const std::size_t queued = output_.bytes();
   if (!above_high_ && queued > limits().high_water) {
     above_high_ = true;
-  } else if (above_high_ && queued <= limits().low_water) {
+  } else if (above_high_ && queued <= std::min(limits().low_water, limits().high_water)) {
     above_high_ = false;
+    // Its callback may have stopped because of the mark.
+    if (phase_ == Phase::open && !input_.empty()) offer_input();
   } else {
     return;
   }
@@ -466,8 +507,8 @@ void TcpConnection::update_flow() {
 }
 
 void TcpConnection::apply_reading() {
-  const bool open_and_free =
-      phase_ == Phase::open && (pause_overridden_ || (pauses_ == 0 && !above_high_));
+  const bool open_and_free = phase_ == Phase::open && !input_full_ &&
+                             (pause_overridden_ || (pauses_ == 0 && !above_high_));
   const bool wanted =
       (open_and_free || phase_ == Phase::draining) && !input_ended_ && !input_end_due_;
   if (wanted == receiving_ || stream_ == nullptr) return;
@@ -502,12 +543,11 @@ void TcpConnection::finish_if_drained() {
   if (!output_.empty() || send_pending_ || output_broken_) return;
   finished_ = true;
   last_activity_ = loop_->now();
-  const bool draining = phase_ == Phase::draining;
-  if (draining) drain_started_ = last_activity_;
+  if (phase_ == Phase::draining) drain_started_ = last_activity_;
   if (!input_ended_) {  // else closing says it
     stream_->finish();
-    const Duration limit = draining ? limits().drain_idle_timeout : limits().half_close_timeout;
-    if (limit > Duration::zero()) arm_timer(add_clamped(last_activity_, limit));
+    unacknowledged_ = kNotSampled;
+    arm_timer();
   }
   conclude_if_finished();
 }
@@ -541,8 +581,25 @@ void TcpConnection::close() {
 }
 
 void TcpConnection::close_with_protocol_error() {
+  if (phase_ != Phase::open) return;
   close();
   if (reason_ == CloseReason::local) reason_ = CloseReason::protocol;
+}
+
+void TcpConnection::close_for_stop() {
+  if (phase_ == Phase::open && output_.empty() && !send_pending_ && quiet()) {
+    conclude(CloseReason::local, Release::orderly);
+  } else {
+    close();
+  }
+}
+
+// Whether the peer has all we sent and has sent nothing that waits: closing cannot cost it a byte.
+bool TcpConnection::quiet() const {
+  Kernel& kernel = loop_->kernel();
+  std::byte next{};
+  return kernel.unacknowledged_bytes(stream_->descriptor()) == 0 &&
+         kernel.recv(stream_->descriptor(), &next, 1, MSG_PEEK | MSG_DONTWAIT) == -EAGAIN;
 }
 
 void TcpConnection::abort() {
@@ -562,7 +619,7 @@ void TcpConnection::release() {
   if (--holds_ > 0 || phase_ == Phase::closed) return;
   last_activity_ = loop_->now();  // the reply that was computed counts as activity
   finish_if_allowed();
-  if (phase_ != Phase::closed) arm_timer(check_limits(loop_->now()));
+  arm_timer();
 }
 
 // The last step that the connection decides; the stream answers with on_closed.
@@ -602,9 +659,7 @@ void TcpConnection::on_failed(int error) {
              Release::orderly);
   } else {
     update_flow();  // nothing is queued any more: only the user can keep reading paused
-    if (!receiving_ && limits().broken_pause_timeout > Duration::zero()) {
-      arm_timer(add_clamped(broken_at_, limits().broken_pause_timeout));
-    }
+    arm_timer();
   }
 }
 
@@ -619,7 +674,10 @@ void TcpConnection::on_closed() {
 // -- Events ---------------------------------------------------------------------------------------
 
 void TcpConnection::begin_event() {
-  if (next_behaviour_) behaviour_ = std::exchange(next_behaviour_, BehaviourPtr());
+  if (!next_behaviour_) return;
+  behaviour_ = std::exchange(next_behaviour_, BehaviourPtr());
+  update_flow();
+  arm_timer();
 }
 
 void TcpConnection::set_behaviour(BehaviourPtr behaviour) {
@@ -686,72 +744,96 @@ void TcpConnection::report_end() {
 
 // -- Limits of time -------------------------------------------------------------------------------
 
-void TcpConnection::arm_timer(TimePoint deadline) {
-  if (deadline == kNever || phase_ == Phase::closed) return;
-  if (timer_.scheduled() && timer_.deadline() <= deadline) return;
-  loop_->timers().schedule(timer_, deadline);
+// One timer serves all limits. It is brought forward when a nearer limit comes into force, and else
+// left alone: when it fires, the limit that applies now is computed from the last event.
+void TcpConnection::arm_timer() {
+  const TimePoint limit = next_limit();
+  if (limit < timer_.deadline()) loop_->timers().schedule(timer_, limit);
 }
 
 void TcpConnection::on_timer() {
   begin_event();
-  arm_timer(check_limits(loop_->now()));
+  // By what has been dispatched, not by the clock: input that waits in the kernel is no silence.
+  const TimePoint now = loop_->polled_until();
+  if (next_limit() <= now) enforce_limit(now);
+  arm_timer();
 }
 
-// One timer serves all limits. It is not moved when something happens: when it fires, the limit
-// that applies now is computed from the time of the last event, and if that lies ahead the timer is
-// set to it.
-TimePoint TcpConnection::check_limits(TimePoint now) {
+// The end of the limit that the present state is under; kNever for none.
+TimePoint TcpConnection::next_limit() const noexcept {
   const auto end_of = [](TimePoint since, Duration limit) {
     return limit > Duration::zero() ? add_clamped(since, limit) : kNever;
   };
-  if (stall_since_ != kNever) return check_write_stall(now);
-  if (phase_ == Phase::draining && finished_) {
-    const TimePoint end = std::min(end_of(last_activity_, limits().drain_idle_timeout),
-                                   end_of(drain_started_, limits().drain_timeout));
-    if (end > now) return end;
-    conclude(reason_, Release::orderly);
-    return kNever;
+  if (phase_ == Phase::closed) return kNever;
+  if (stall_since_ != kNever) {
+    const Duration limit = limits().write_stall_timeout;
+    return std::min(end_of(stall_since_, limit), end_of(stall_sampled_at_, limit / 4));
   }
-  if (broken_) {
-    const TimePoint end = end_of(broken_at_, limits().broken_pause_timeout);
-    if (end > now) return end;
-    pause_overridden_ = true;
-    if (!input_.empty() || input_end_due_) {
-      offer_input_ = true;
-      schedule_notify();
+  if (phase_ == Phase::draining) {
+    if (!finished_) return kNever;
+    return std::min(end_of(last_activity_, limits().drain_idle_timeout),
+                    end_of(drain_started_, limits().drain_timeout));
+  }
+  if (broken_) return end_of(broken_at_, limits().broken_pause_timeout);
+  if (holds_ > 0 || (pauses_ > 0 && !input_ended_)) return kNever;
+  const bool half_closed = finished_ || input_ended_;
+  return end_of(last_activity_, half_closed ? limits().half_close_timeout : limits().idle_timeout);
+}
+
+void TcpConnection::enforce_limit(TimePoint now) {
+  if (stall_since_ != kNever) {
+    enforce_write_stall(now);
+  } else if (phase_ == Phase::draining) {
+    const Duration whole = limits().drain_timeout;
+    const bool over = whole > Duration::zero() && add_clamped(drain_started_, whole) <= now;
+    if (!over && peer_takes_output()) {
+      last_activity_ = now;
+    } else {
+      conclude(reason_, Release::orderly);
     }
-    apply_reading();
-    return kNever;
+  } else if (broken_) {
+    enforce_broken_pause(now);
+  } else if (finished_ || input_ended_) {
+    if (peer_takes_output()) {
+      last_activity_ = now;
+    } else {
+      conclude_timeout(TimeoutKind::half_close, Release::orderly);
+    }
+  } else {
+    conclude_timeout(TimeoutKind::idle, Release::orderly);
   }
-  if (holds_ > 0) return kNever;
-  if (finished_ || input_ended_) {
-    const TimePoint end = end_of(last_activity_, limits().half_close_timeout);
-    if (end > now) return end;
-    conclude_timeout(TimeoutKind::half_close, Release::orderly);
-    return kNever;
-  }
-  const TimePoint end = end_of(last_activity_, limits().idle_timeout);
-  if (end > now) return end;
-  conclude_timeout(TimeoutKind::idle, Release::orderly);
-  return kNever;
 }
 
 // A slow reader makes progress long before the kernel asks for more output, so what the peer has
 // not acknowledged is sampled, four times per limit.
-TimePoint TcpConnection::check_write_stall(TimePoint now) {
-  const Duration limit = limits().write_stall_timeout;
-  if (limit <= Duration::zero()) return kNever;
-  const int unacknowledged =
-      std::max(0, loop_->kernel().unacknowledged_bytes(stream_->descriptor()));
-  const bool first_sample = stall_unacknowledged_ < 0;
-  const bool progress = bytes_sent_ != stall_bytes_sent_ || unacknowledged < stall_unacknowledged_;
-  if (first_sample || progress) stall_since_ = now;
+void TcpConnection::enforce_write_stall(TimePoint now) {
+  const int sampled = unacknowledged_;
+  const bool progress = peer_takes_output() || bytes_sent_ != stall_bytes_sent_;
+  if (progress || sampled == kNotSampled) stall_since_ = now;
+  stall_sampled_at_ = now;
   stall_bytes_sent_ = bytes_sent_;
-  stall_unacknowledged_ = unacknowledged;
-  const TimePoint end = add_clamped(stall_since_, limit);
-  if (end > now) return std::min(end, add_clamped(now, limit / 4));
-  conclude_timeout(TimeoutKind::write_stall, Release::reset);
-  return kNever;
+  if (add_clamped(stall_since_, limits().write_stall_timeout) <= now) {
+    conclude_timeout(TimeoutKind::write_stall, Release::reset);
+  }
+}
+
+// Samples what the peer has yet to acknowledge. True: it is less than last time, or the first sample.
+bool TcpConnection::peer_takes_output() {
+  const int before = unacknowledged_;
+  unacknowledged_ = std::max(0, loop_->kernel().unacknowledged_bytes(stream_->descriptor()));
+  return unacknowledged_ > 0 && (before == kNotSampled || unacknowledged_ < before);
+}
+
+// First what is left of the input is delivered although reading is paused; then patience ends.
+void TcpConnection::enforce_broken_pause(TimePoint now) {
+  if (receiving_ || pause_overridden_) {
+    conclude(CloseReason::reset, Release::orderly);
+    return;
+  }
+  pause_overridden_ = true;
+  broken_at_ = now;
+  if (!input_.empty() || input_end_due_) offer_input();
+  apply_reading();
 }
 
 // -- What it is -----------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 #include "penstock/tcp/connection_table.h"
 
+#include <new>
 #include <utility>
 
 #include "penstock/tcp/behaviour.h"
@@ -9,19 +10,25 @@ namespace penstock {
 Result<ConnectionHandle> ConnectionTable::adopt(UniqueFd fd, const SocketAddress& peer,
                                                 BehaviourPtr behaviour, ConnectionOwner* owner) {
   loop_.assert_here();
-  TcpConnection& connection = connections_.emplace(*this, std::move(behaviour), owner, peer);
-  const ConnectionHandle handle = connection.handle();
-  ++statistics_.opened;
-  if (owner != nullptr) owner->connection_started(connection);
-  const Result<void> started = connection.start(std::move(fd));
-  if (!started) {
-    --statistics_.opened;
-    ++statistics_.refused;
-    if (owner != nullptr) owner->connection_ended(connection);
-    connections_.erase(connection.id());
-    return std::unexpected(started.error());
+  TcpConnection* connection = nullptr;
+  Result<void> started;
+  try {
+    connection = &connections_.emplace(*this, std::move(behaviour), owner, peer);
+    if (owner != nullptr) owner->connection_started(*connection);
+    started = connection->start(std::move(fd));
+  } catch (const std::bad_alloc&) {
+    started = failure(ENOMEM);
   }
-  return handle;
+  if (started) {
+    ++statistics_.opened;
+    return connection->handle();
+  }
+  ++statistics_.refused;
+  if (connection != nullptr) {
+    if (owner != nullptr) owner->connection_ended(*connection);
+    connections_.erase(connection->id());
+  }
+  return std::unexpected(started.error());
 }
 
 TcpConnection* ConnectionTable::find(SlotId id) noexcept {

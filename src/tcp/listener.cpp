@@ -67,10 +67,15 @@ Result<void> Listener::open(const SocketAddress& address, const ListenerOptions&
   auto* bound = reinterpret_cast<sockaddr*>(&storage);
   const int named = loop_.kernel().getsockname(socket->get(), bound, &size);
   if (named < 0) return failure(named);
+  retry_place_.emplace(loop_.timers());
   open_reserve();
   const int fd = socket->get();
   const Result<ListenerId> id = loop_.backend().listen(std::move(*socket), *this);
-  if (!id) return std::unexpected(id.error());
+  if (!id) {
+    retry_place_.reset();
+    reserve_.reset();
+    return std::unexpected(id.error());
+  }
   id_ = *id;
   fd_ = fd;
   address_ = SocketAddress(bound, size);
@@ -85,6 +90,7 @@ void Listener::close() {
   loop_.backend().close_listener(id_);
   fd_ = -1;
   retry_timer_.cancel();
+  retry_place_.reset();
   reserve_.reset();
 }
 

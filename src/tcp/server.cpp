@@ -60,7 +60,15 @@ TcpServer::~TcpServer() {
   if (loop_->running()) {
     const PostResult posted = Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
     PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
-    core_->wait_until_abandoned();
+    constexpr std::chrono::milliseconds kLookAgain(20);
+    while (!core_->wait_until_abandoned(kLookAgain)) {
+      if (loop_->running()) continue;
+      // Its run() has ended without another turn: the rest is done here.
+      core_->abandon();
+      while (core_->live() > 0)
+        loop_->step();
+      return;
+    }
     return;
   }
   core_->abandon();
@@ -79,41 +87,43 @@ Result<void> TcpServer::start() {
   loop_->assert_here();
   const Result<SocketAddress> address = SocketAddress::parse(options_.listen);
   if (!address) return std::unexpected(address.error());
-
-  std::vector<EventLoop*> loops;
-  if (own_loop_ && options_.loops > 0) {
-    group_ = std::make_unique<LoopGroup>(
-        LoopGroupOptions{.loops = options_.loops,
-                         .loop = {.backend = options_.backend, .kernel = options_.kernel},
-                         .on_thread_start = std::move(options_.on_thread_start)});
-    if (const Result<void> started = group_->start(); !started) {
-      group_.reset();
-      return started;
-    }
-    for (std::size_t i = 0; i < group_->size(); ++i)
-      loops.push_back(&group_->loop(i));
-  } else {
-    loops.push_back(loop_);
+  if (callbacks_) {  // kept if listening fails, for another try
+    behaviour_ = make_behaviour(std::move(*callbacks_), options_.limits);
+    callbacks_.reset();
   }
-
-  Result<void> listening;
-  const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
-  if (!max) {
-    listening = std::unexpected(max.error());
-  } else {
-    core_ = make_counted<ServerCore>(*loop_, loops, options_.balance,
-                                     make_behaviour(std::move(*callbacks_), options_.limits), *max);
-    listening = core_->listen(*address, {.backlog = options_.backlog,
-                                         .user_timeout = options_.limits.write_stall_timeout});
-  }
+  const Result<void> listening = start_loops_and_listen(*address);
   if (!listening) {
     if (core_) core_->abandon();
     core_ = {};
     group_.reset();
     return listening;
   }
-  callbacks_.reset();
+  const std::lock_guard lock(mutex_);
+  started_core_ = core_;
+  if (early_stop_) core_->stop(*early_stop_);
   return {};
+}
+
+Result<void> TcpServer::start_loops_and_listen(const SocketAddress& address) {
+  std::vector<EventLoop*> loops;
+  if (own_loop_ && options_.loops > 0) {
+    group_ = std::make_unique<LoopGroup>(
+        LoopGroupOptions{.loops = options_.loops,
+                         .loop = {.backend = options_.backend, .kernel = options_.kernel},
+                         .on_thread_start = [this](std::size_t index, EventLoop& loop) {
+                           if (options_.on_thread_start) options_.on_thread_start(index, loop);
+                         }});
+    if (const Result<void> started = group_->start(); !started) return started;
+    for (std::size_t i = 0; i < group_->size(); ++i)
+      loops.push_back(&group_->loop(i));
+  } else {
+    loops.push_back(loop_);
+  }
+  const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
+  if (!max) return std::unexpected(max.error());
+  core_ = make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour_, *max);
+  return core_->listen(
+      address, {.backlog = options_.backlog, .user_timeout = options_.limits.write_stall_timeout});
 }
 
 int TcpServer::run() {
@@ -124,41 +134,40 @@ int TcpServer::run() {
     return 1;
   };
   if (loop_->error()) return fail(loop_->error());
+  if (std::exchange(ran_, true)) return fail(make_error_code(Errc::stopped));
 
   int signals = 0;
   const auto on_signal = [this, &signals](int) {
-    if (++signals == 1) {
-      stop();
-    } else {
-      stop(Duration::zero());
-    }
+    stop(++signals == 1 ? stop_deadline_ : Duration::zero());
   };
+  Result<void> result;
   for (const int number : {SIGINT, SIGTERM}) {
-    const Result<void> watched = loop_->on_signal(number, on_signal);
-    if (!watched) return fail(watched.error());
+    if (result) result = loop_->on_signal(number, on_signal);
   }
-  Result<void> started;
-  if (!core_) started = start();
-  if (started) {
+  if (result && !core_) result = start();
+  if (result) {
     core_->on_stopped([this] { loop_->stop(); });
     if (on_listening_) on_listening_();
-    started = loop_->run();
+    result = loop_->run();
   }
   for (const int number : {SIGINT, SIGTERM}) {
     static_cast<void>(loop_->on_signal(number, nullptr));
   }
   if (group_) group_->stop();
-  if (!started) return fail(started.error());
+  if (!result) return fail(result.error());
   return signals > 1 ? 130 : 0;
 }
 
 void TcpServer::stop(Duration deadline) {
-  if (!core_) return;
-  if (loop_->in_loop()) {
-    core_->stop(deadline);
-    return;
+  const std::lock_guard lock(mutex_);
+  if (!started_core_) {
+    early_stop_ = std::min(deadline, early_stop_.value_or(deadline));
+  } else if (loop_->in_loop()) {
+    started_core_->stop(deadline);
+  } else {
+    static_cast<void>(
+        Mailbox::post(loop_->id(), [core = started_core_, deadline] { core->stop(deadline); }));
   }
-  static_cast<void>(Mailbox::post(loop_->id(), [core = core_, deadline] { core->stop(deadline); }));
 }
 
 SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }

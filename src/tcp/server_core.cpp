@@ -28,6 +28,7 @@ ServerCore::~ServerCore() {
 }
 
 Result<void> ServerCore::listen(const SocketAddress& address, const ListenerOptions& options) {
+  deadline_place_.emplace(accept_loop_.timers());
   return listener_.open(address, options);
 }
 
@@ -64,14 +65,22 @@ void ServerCore::connection_accepted(UniqueFd fd, const SocketAddress& peer) {
   if (&share.loop == &accept_loop_) {
     adopt(share, std::move(fd), peer);
   } else {
-    // A loop that is gone refuses the post; the handover then closes and uncounts the connection.
-    Handover handover(*this, share, std::move(fd), peer);
-    static_cast<void>(Mailbox::post(share.loop_id, Task(std::move(handover))));
+    // If that fails the handover closes and uncounts the connection.
+    hand_over(share, std::move(fd), peer);
   }
   if (live_.load() < max_connections_) return;
   listener_.pause();
   wants_room_.store(true);
   if (live_.load() < max_connections_) room_again();  // one has ended before it could see the wish
+}
+
+void ServerCore::hand_over(Share& share, UniqueFd fd, const SocketAddress& peer) {
+  try {
+    Handover handover(*this, share, std::move(fd), peer);
+    static_cast<void>(Mailbox::post(share.loop_id, Task(std::move(handover))));
+  } catch (const std::bad_alloc&) {
+    log(LogLevel::warning, "a connection was closed at once: no memory to hand it over");
+  }
 }
 
 ServerCore::Share& ServerCore::next_share() noexcept {
@@ -82,15 +91,12 @@ ServerCore::Share& ServerCore::next_share() noexcept {
 }
 
 void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
-  try {
-    // If the kernel refuses to register it, the table tells the share that it has ended.
-    static_cast<void>(
-        ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share));
-  } catch (const std::bad_alloc&) {
-    fd.reset();
-    connection_gone(share);
-    log(LogLevel::error, "no memory for a new connection; it was closed");
-  }
+  const std::size_t started = share.started;
+  const Result<ConnectionHandle> adopted =
+      ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share);
+  if (adopted) return;
+  log(LogLevel::warning, "a connection was closed at once: " + adopted.error().message());
+  if (share.started == started) connection_gone(share);  // else it has ended like any other
 }
 
 // Any thread.
@@ -111,9 +117,9 @@ void ServerCore::connection_gone(Share& share) noexcept {
   }
 }
 
-void ServerCore::wait_until_abandoned() {
+bool ServerCore::wait_until_abandoned(std::chrono::milliseconds limit) {
   std::unique_lock lock(mutex_);
-  empty_.wait(lock, [this] { return abandoned_ && live() == 0; });
+  return empty_.wait_for(lock, limit, [this] { return abandoned_ && live() == 0; });
 }
 
 void ServerCore::room_again() {
@@ -148,10 +154,7 @@ void ServerCore::abort_left() {
   if (live() == 0) return;
   log(LogLevel::warning,
       "stop: resetting the connections that are left (" + std::to_string(live()) + ")");
-  for_each_share([](Share& share) {
-    share.core.aborted_at_stop_.fetch_add(share.live.load());
-    share.abort_all();
-  });
+  for_each_share([](Share& share) { share.core.aborted_at_stop_.fetch_add(share.abort_all()); });
 }
 
 void ServerCore::abandon() {
@@ -160,10 +163,16 @@ void ServerCore::abandon() {
   stopped_ = nullptr;
   listener_.close();
   deadline_timer_.cancel();
+  deadline_place_.reset();
   for_each_share([](Share& share) { share.abort_all(); });
   const std::lock_guard lock(mutex_);
   abandoned_ = true;
   empty_.notify_all();
+}
+
+void ServerCore::on_stopped(std::move_only_function<void()> stopped) {
+  stopped_ = std::move(stopped);
+  check_stopped();
 }
 
 void ServerCore::check_stopped() {
@@ -199,6 +208,7 @@ void ServerCore::on_accept_loop(Action action) {
 // -- A loop's share -------------------------------------------------------------------------------
 
 void ServerCore::Share::connection_started(TcpConnection& connection) noexcept {
+  ++started;
   if (!keep_alive) keep_alive = CountedPtr<ServerCore>(&core);
   connections.push_back(connection);
 }
@@ -215,14 +225,18 @@ void ServerCore::Share::connection_ended(TcpConnection& connection) noexcept {
 
 void ServerCore::Share::close_all() noexcept {
   for (TcpConnection* each = connections.front(); each != nullptr; each = connections.next(*each)) {
-    each->close();
+    each->close_for_stop();
   }
 }
 
-void ServerCore::Share::abort_all() noexcept {
+std::size_t ServerCore::Share::abort_all() noexcept {
+  std::size_t aborted = 0;
   for (TcpConnection* each = connections.front(); each != nullptr; each = connections.next(*each)) {
+    if (each->descriptor() < 0) continue;  // it has ended already and waits to be reported
     each->abort();
+    ++aborted;
   }
+  return aborted;
 }
 
 ServerStatistics ServerCore::statistics() const {

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "penstock/base/counted.h"
@@ -37,14 +38,15 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   void stop(Duration deadline);
   /// The server object goes: no more accepting, everything is reset.
   void abandon();
-  /// Set before listen().
-  void on_stopped(std::move_only_function<void()> stopped) { stopped_ = std::move(stopped); }
+  /// What stop() calls, once, when no connection is left; at once if that is so already.
+  void on_stopped(std::move_only_function<void()> stopped);
   const SocketAddress& address() const noexcept { return listener_.address(); }
 
   // -- Thread-safe --
-  /// Blocks until abandon() has run and no connection is left; the loops must be running.
-  void wait_until_abandoned();
-  std::size_t live() const noexcept { return live_.load(std::memory_order_acquire); }
+  /// Waits until abandon() has run and no connection is left, or for `limit`. Answers whether it is
+  /// so.
+  bool wait_until_abandoned(std::chrono::milliseconds limit);
+  std::size_t live() const noexcept { return live_.load(); }
   std::size_t max_connections() const noexcept { return max_connections_; }
   ServerStatistics statistics() const;
 
@@ -56,11 +58,13 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
     void connection_started(TcpConnection& connection) noexcept override;
     void connection_ended(TcpConnection& connection) noexcept override;
     void close_all() noexcept;
-    void abort_all() noexcept;
+    /// Answers how many it reset.
+    std::size_t abort_all() noexcept;
 
     ServerCore& core;
     EventLoop& loop;
     LoopId loop_id;
+    std::size_t started = 0;            // connections that were made here
     std::atomic<std::size_t> live{0};   // handed over and not yet ended
     CountedPtr<ServerCore> keep_alive;  // while there are connections
     IntrusiveList<TcpConnection, OwnerTag> connections;
@@ -71,6 +75,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
 
   void connection_accepted(UniqueFd fd, const SocketAddress& peer) override;
   Share& next_share() noexcept;
+  void hand_over(Share& share, UniqueFd fd, const SocketAddress& peer);
   void adopt(Share& share, UniqueFd fd, const SocketAddress& peer);
   void connection_gone(Share& share) noexcept;
   void room_again();
@@ -91,6 +96,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::size_t next_share_ = 0;
   std::move_only_function<void()> stopped_;
   Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
+  std::optional<TimerPlace> deadline_place_;  // from listen() to abandon()
   bool stopping_ = false;
   std::mutex
       mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()

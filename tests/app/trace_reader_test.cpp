@@ -78,8 +78,8 @@ TEST_P(SlowReaderTest, takes_a_stream_cut_short_to_its_end) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Rates, SlowReaderTest, testing::Values(0U, 20U << 20U),
-                         [](const auto& info) {
-                           return info.param == 0 ? "as_fast_as_it_can" : "at_a_rate";
+                         [](const auto& rate) {
+                           return rate.param == 0 ? "as_fast_as_it_can" : "at_a_rate";
                          });
 
 TEST(SlowReader, ends_with_the_error_when_nobody_listens) {

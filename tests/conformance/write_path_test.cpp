@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <csignal>
 #include <string>
 #include <string_view>
@@ -45,7 +46,8 @@ TEST_P(WritePath, SmallSendsOfOneHandlerLeaveAsOneCall) {
   ConnectionCallbacks callbacks = World::recording(record);
   callbacks.on_message = [](TcpConnection& peer, InputBuffer& in) {
     in.take();
-    for (int i = 0; i < 16; ++i) peer.send("reply ");
+    for (int i = 0; i < 16; ++i)
+      peer.send("reply ");
   };
   World::Link link = world.connect(record, std::move(callbacks));
   const std::uint64_t sends = send_calls(world);
@@ -60,13 +62,15 @@ TEST_P(WritePath, SmallSendsOfOneTaskLeaveAsOneCallBeforeTheLoopWaits) {
   World::Link link = world.connect();
   const std::uint64_t sends = send_calls(world);
   world.loop.queue_in_loop([&] {
-    for (int i = 0; i < 16; ++i) link.connection->send("notice ");
+    for (int i = 0; i < 16; ++i)
+      link.connection->send("notice ");
     EXPECT_EQ(send_calls(world), sends) << "a small send called the kernel";
   });
   world.turn();
   EXPECT_EQ(send_calls(world), sends + 1);
-  expect_received(link, "notice notice notice notice notice notice notice notice notice notice "
-                        "notice notice notice notice notice notice ");
+  expect_received(link,
+                  "notice notice notice notice notice notice notice notice notice notice "
+                  "notice notice notice notice notice notice ");
 }
 
 // W1
@@ -219,8 +223,9 @@ TEST_P(WritePath, MorePiecesThanOneSendmsgTakesLeaveInOrder) {
   world.tap.on_send = [&](int, std::span<const iovec> pieces) {
     most_pieces = std::max(most_pieces, pieces.size());
   };
-  const std::string everything = pattern(1500 * 5000);
-  for (std::size_t i = 0; i < 1500; ++i) link.connection->send(everything.substr(i * 5000, 5000));
+  const std::string everything = pattern(1100 * 4100);
+  for (std::size_t i = 0; i < 1100; ++i)
+    link.connection->send(everything.substr(i * 4100, 4100));
   expect_received(link, everything);
   EXPECT_GT(most_pieces, 1u);
   EXPECT_LE(most_pieces, 1024u);
@@ -272,10 +277,18 @@ TEST_P(WritePath, PayloadsOfEveryKindAndSizeLeaveInTheOrderOfTheirSends) {
     const std::string part = everything.substr(at, kSizes[i % kSizes.size()]);
     at += part.size();
     switch (i % 4) {
-      case 0: link.connection->send(part); break;
-      case 1: link.connection->send(std::string(part)); break;
-      case 2: link.connection->send(bytes_of(part)); break;
-      default: link.connection->send(SharedBytes(std::string(part))); break;
+      case 0:
+        link.connection->send(part);
+        break;
+      case 1:
+        link.connection->send(std::string(part));
+        break;
+      case 2:
+        link.connection->send(bytes_of(part));
+        break;
+      default:
+        link.connection->send(SharedBytes(std::string(part)));
+        break;
     }
     if (i % 5 == 0) {
       world.turn();
@@ -377,15 +390,16 @@ TEST_P(WritePath, InterruptedCallsAreRetried) {
   expect_received(link, "head" + pattern(5000) + "head" + pattern(5000));
   ASSERT_TRUE(world.run_until([&] { return fired_at != kNever; }));
   EXPECT_GE(fired_at, due);
-  for (const auto rule : rules) EXPECT_GE(world.kernel.fired(rule), 1u);
+  for (const auto rule : rules)
+    EXPECT_GE(world.kernel.fired(rule), 1u);
 }
 
 std::atomic<int> alarms{0};
 
 // W7
 TEST_P(WritePath, SignalsAtOneKilohertzDisturbNothing) {
-  struct sigaction counting {};
-  struct sigaction previous {};
+  struct sigaction counting{};
+  struct sigaction previous{};
   counting.sa_handler = [](int) { ++alarms; };  // no SA_RESTART
   ASSERT_EQ(sigaction(SIGALRM, &counting, &previous), 0);
   itimerval each_millisecond{.it_interval = {.tv_sec = 0, .tv_usec = 1000},
@@ -421,7 +435,8 @@ TEST_P(WritePath, AShortageOfKernelMemoryIsWaitedOutWithoutSpinning) {
       expected += pattern(5000);
       world.turn(2);
       ASSERT_EQ(world.kernel.fired(rule), 1u);
-      for (int i = 0; i < 100; ++i) pass(world, std::chrono::milliseconds(5));
+      for (int i = 0; i < 100; ++i)
+        pass(world, std::chrono::milliseconds(5));
       const auto elapsed = world.kernel.now() - begin;
       // 10 ms, doubling to 1 s.
       std::uint64_t attempts_max = 1;
@@ -451,7 +466,8 @@ TEST_P(WritePath, ALastingShortageOfKernelMemoryEndsByTheWriteStallLimit) {
       {.call = Call::send, .fd = link.connection->descriptor(), .every = 1, .error = ENOBUFS});
   link.connection->send("never to leave");
   world.turn(2);
-  for (int i = 0; i < 155 && link.record->closes == 0; ++i) pass(world, std::chrono::seconds(1));
+  for (int i = 0; i < 155 && link.record->closes == 0; ++i)
+    pass(world, std::chrono::seconds(1));
   ASSERT_EQ(link.record->closes, 1);
   EXPECT_EQ(link.record->report->reason, CloseReason::timeout);
   EXPECT_EQ(link.record->report->timeout, TimeoutKind::write_stall);
@@ -498,8 +514,8 @@ TEST_P(WritePath, AResetWithOutputQueuedDeliversTheInputFirstAndEndsOnce) {
 
 // W10
 TEST_P(WritePath, WritesToDeadPeersDoNotRaiseSigpipe) {
-  struct sigaction by_default {};
-  struct sigaction previous {};
+  struct sigaction by_default{};
+  struct sigaction previous{};
   by_default.sa_handler = SIG_DFL;
   ASSERT_EQ(sigaction(SIGPIPE, &by_default, &previous), 0);
   int broken_pipes = 0;
@@ -692,7 +708,8 @@ using Pieces = std::vector<iovec>;
 
 std::size_t size_of(const Pieces& pieces) {
   std::size_t size = 0;
-  for (const iovec& piece : pieces) size += piece.iov_len;
+  for (const iovec& piece : pieces)
+    size += piece.iov_len;
   return size;
 }
 
@@ -701,8 +718,7 @@ TEST_P(WritePath, ALargePayloadLeavesAtOnceBehindThePendingSmallOnesAndUncopied)
   std::vector<std::byte> bytes = bytes_of(text);
   const SharedBytes shared{std::string(text)};
   const std::string borrowed = text;
-  const void* const memory[] = {borrowed.data(), text.data(), bytes.data(),
-                                shared.bytes().data()};
+  const void* const memory[] = {borrowed.data(), text.data(), bytes.data(), shared.bytes().data()};
   for (int kind = 0; kind < 4; ++kind) {
     SCOPED_TRACE(kind);
     World::Link link = world.connect();
@@ -715,10 +731,18 @@ TEST_P(WritePath, ALargePayloadLeavesAtOnceBehindThePendingSmallOnesAndUncopied)
       link.connection->send("er");
       EXPECT_EQ(calls.size(), 0u);
       switch (kind) {
-        case 0: link.connection->send(borrowed); break;
-        case 1: link.connection->send(std::move(text)); break;
-        case 2: link.connection->send(std::move(bytes)); break;
-        default: link.connection->send(shared); break;
+        case 0:
+          link.connection->send(borrowed);
+          break;
+        case 1:
+          link.connection->send(std::move(text));
+          break;
+        case 2:
+          link.connection->send(std::move(bytes));
+          break;
+        default:
+          link.connection->send(shared);
+          break;
       }
       ASSERT_EQ(calls.size(), 1u) << "it did not leave at once, or not in one call";
       ASSERT_EQ(calls[0].size(), 2u);
@@ -782,7 +806,8 @@ TEST_P(WritePath, AnOwnedPayloadThatHasToWaitIsNeverCopied) {
 
 TEST_P(WritePath, ABroadcastSharesOneCopyOfItsBytes) {
   std::vector<World::Link> links;
-  for (int i = 0; i < 5; ++i) links.push_back(world.connect());
+  for (int i = 0; i < 5; ++i)
+    links.push_back(world.connect());
   const SharedBytes news{pattern(60'000)};
   std::size_t from_the_shared_bytes = 0;
   world.tap.on_send = [&](int, std::span<const iovec> pieces) {
@@ -790,8 +815,10 @@ TEST_P(WritePath, ABroadcastSharesOneCopyOfItsBytes) {
       if (piece.iov_base == news.bytes().data()) ++from_the_shared_bytes;
     }
   };
-  for (const World::Link& link : links) link.connection->send(news);
-  for (const World::Link& link : links) expect_received(link, pattern(60'000));
+  for (const World::Link& link : links)
+    link.connection->send(news);
+  for (const World::Link& link : links)
+    expect_received(link, pattern(60'000));
   EXPECT_EQ(from_the_shared_bytes, 5u);
 }
 
@@ -807,7 +834,8 @@ TEST_P(WritePath, WriteCompleteComesOncePerDrainAfterTheLastByte) {
   World::Link link = world.connect(record, std::move(callbacks));
   shrink_buffers(link);
   for (std::size_t drains = 1; drains <= 3; ++drains) {
-    for (int i = 0; i < 10; ++i) link.connection->send(pattern(50'000));
+    for (int i = 0; i < 10; ++i)
+      link.connection->send(pattern(50'000));
     EXPECT_EQ(record->count("write_complete"), drains - 1);
     EXPECT_EQ(collect(world, link, 500'000).size(), 500'000u);
     world.turn(3);
@@ -846,7 +874,8 @@ TEST_P(WritePath, ASendThatFailsEndsTheConnectionAfterWhatHasArrivedWasRead) {
       const auto rule = world.kernel.inject(
           {.call = Call::send, .fd = link.connection->descriptor(), .error = error});
       world.loop.queue_in_loop([&] { link.connection->send(pattern(size)); });
-      EXPECT_TRUE(ended(link)) << "the peer is silent, and the connection is kept for ever";
+      world.settle();
+      EXPECT_EQ(link.record->closes, 1) << "the peer is silent, and the connection is kept";
       EXPECT_EQ(world.kernel.fired(rule), 1u);
       EXPECT_EQ(link.record->received, "already there");
       if (link.record->closes == 0) {
@@ -870,8 +899,8 @@ TEST_P(WritePath, AConnectionThatCannotBeRegisteredIsClosedAndCounted) {
     const std::size_t descriptors = World::open_descriptors();
     const std::uint64_t refused = table.statistics().refused;
     auto record = std::make_shared<Record>();
-    const auto rule = world.kernel.inject(
-        {.call = Call::epoll_ctl, .operation = EPOLL_CTL_ADD, .error = error});
+    const auto rule =
+        world.kernel.inject({.call = Call::epoll_ctl, .operation = EPOLL_CTL_ADD, .error = error});
     const Result<ConnectionHandle> handle = table.adopt(
         std::move(pair.server), SocketAddress(), make_behaviour(World::recording(record)), nullptr);
     ASSERT_FALSE(handle.has_value());
@@ -950,10 +979,8 @@ TEST_P(WritePath, ARecvThatFailsEndsTheConnectionWithItsError) {
 // Fault matrix: recv falls short
 TEST_P(WritePath, InputThatComesByteByByteIsWhole) {
   World::Link link = world.connect();
-  const auto rule = world.kernel.inject({.call = Call::recv,
-                                         .fd = link.connection->descriptor(),
-                                         .every = 1,
-                                         .shorten_to = 1});
+  const auto rule = world.kernel.inject(
+      {.call = Call::recv, .fd = link.connection->descriptor(), .every = 1, .shorten_to = 1});
   const std::string text = pattern(3000);
   deliver(link, text);
   send_fin(link);

@@ -1,6 +1,7 @@
 // What other threads may do to an event loop: post, wake, stop, set and cancel timers, outlive it (XT1, XT2, XT4, XT7, T8).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
@@ -94,13 +95,15 @@ TEST_P(LoopThreadsTest, a_post_at_any_point_of_a_turn_is_run_or_ends_the_wait) {
         kernel.at_wait = [] { intruder.at_point(); };
         {
           const HookScope hook([](Point) noexcept { intruder.at_point(); });
-          for (int turn = 0; turn < 3; ++turn) loop.step(Duration::max());
+          for (int turn = 0; turn < 3; ++turn)
+            loop.step(Duration::max());
         }
         kernel.at_wait = nullptr;
         slept += kernel.would_sleep;
         most_points = std::max(most_points, intruder.passed);
         ASSERT_EQ(kernel.lost_wake_ups, 0) << first << ' ' << second << ' ' << third;
-        while (loop.mailbox().has_mail()) loop.step();
+        while (loop.mailbox().has_mail())
+          loop.step();
         ASSERT_EQ(intruder.run, intruder.posted) << first << ' ' << second << ' ' << third;
         kernel.loop = nullptr;
       }
@@ -135,7 +138,8 @@ TEST_P(LoopThreadsTest, two_producers_in_lock_step_with_a_sleeping_loop_lose_no_
       }
     });
   }
-  for (std::thread& producer : producers) producer.join();
+  for (std::thread& producer : producers)
+    producer.join();
   EXPECT_EQ(stuck, 0);
   thread.stop();
   EXPECT_GT(thread.loop.statistics().wakeups_written, 0U) << "the loop has never been asleep";
@@ -143,15 +147,10 @@ TEST_P(LoopThreadsTest, two_producers_in_lock_step_with_a_sleeping_loop_lose_no_
 
 // -- XT7 -------------------------------------------------------------------------------------------------
 
-/// Tasks of each producer; PENSTOCK_TEST_TASKS raises it for a long run (2500000).
+/// Tasks of each producer; PENSTOCK_TEST_TASKS=2500000 makes it the long run.
 std::uint64_t tasks_per_producer() {
   const char* wanted = std::getenv("PENSTOCK_TEST_TASKS");
-  if (wanted != nullptr) return std::strtoull(wanted, nullptr, 10);
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-  return 50'000;  // sanitizers multiply the cost of each
-#else
-  return 250'000;
-#endif
+  return wanted != nullptr ? std::strtoull(wanted, nullptr, 10) : 250'000;
 }
 
 TEST_P(LoopThreadsTest, the_tasks_of_four_producers_run_once_each_and_in_their_producers_order) {
@@ -176,9 +175,11 @@ TEST_P(LoopThreadsTest, the_tasks_of_four_producers_run_once_each_and_in_their_p
     });
   }
   EXPECT_TRUE(loop.run().has_value());
-  for (std::thread& producer : producers) producer.join();
+  for (std::thread& producer : producers)
+    producer.join();
   EXPECT_EQ(disorders, 0U);
-  for (const std::uint64_t count : next) EXPECT_EQ(count, tasks);
+  for (const std::uint64_t count : next)
+    EXPECT_EQ(count, tasks);
   const LoopStatistics statistics = loop.statistics();
   EXPECT_EQ(statistics.tasks_run, kProducers * (tasks + 1));
   EXPECT_LE(statistics.wakeups_written, statistics.turns);
@@ -244,7 +245,8 @@ TEST_P(LoopThreadsTest, posting_to_loops_that_come_and_go_is_answered_and_loses_
     loop->step(milliseconds(1));
     if (round % 2 == 0) loop->step(milliseconds(1));
     loop.reset();
-    for (std::thread& producer : producers) producer.join();
+    for (std::thread& producer : producers)
+      producer.join();
     EXPECT_EQ(Mailbox::post(id, [] { FAIL(); }), PostResult::closed);
     EXPECT_EQ(alive.load(), 0) << "an accepted task has neither run nor been destroyed";
   }
@@ -369,8 +371,8 @@ TEST_P(LoopThreadsTest, setting_and_cancelling_timers_from_many_threads_fires_ea
     for (int index = 0; index < kThreads; ++index) {
       setters.emplace_back([&] {
         for (int i = 0; i < kTimers; ++i) {
-          const TimerId id = thread.loop.run_after(
-              std::chrono::microseconds(i % 50), [token = Token(alive), &fired] { ++fired; });
+          const TimerId id = thread.loop.run_after(std::chrono::microseconds(i % 50),
+                                                   [token = Token(alive), &fired] { ++fired; });
           if (i % 2 == 0) {
             thread.loop.cancel(id);
           } else {
@@ -379,7 +381,8 @@ TEST_P(LoopThreadsTest, setting_and_cancelling_timers_from_many_threads_fires_ea
         }
       });
     }
-    for (std::thread& setter : setters) setter.join();
+    for (std::thread& setter : setters)
+      setter.join();
     EXPECT_TRUE(eventually([&] { return alive.load() == 0; })) << alive.load() << " are left";
     EXPECT_GE(fired, kept);
     EXPECT_LE(fired, kThreads * kTimers);

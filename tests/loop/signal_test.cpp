@@ -2,9 +2,12 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <cerrno>
+#include <cstddef>
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "support/captured_log.h"
@@ -30,10 +33,12 @@ void set_blocked(int how, int number) {
 class SignalTest : public ConformanceTest {
  protected:
   void SetUp() override {
-    for (const int number : {SIGUSR1, SIGUSR2}) ASSERT_FALSE(is_blocked(number));
+    for (const int number : {SIGUSR1, SIGUSR2})
+      ASSERT_FALSE(is_blocked(number));
   }
   void TearDown() override {
-    for (const int number : {SIGUSR1, SIGUSR2}) set_blocked(SIG_UNBLOCK, number);
+    for (const int number : {SIGUSR1, SIGUSR2})
+      set_blocked(SIG_UNBLOCK, number);
   }
   /// A callback that notes the signals it is told of.
   auto noting() {
@@ -122,13 +127,17 @@ TEST_P(SignalTest, a_callback_may_replace_itself) {
   auto held = std::make_shared<int>(0);
   const std::weak_ptr<int> alive = held;
   std::vector<std::string> order;
-  ASSERT_TRUE(loop.on_signal(SIGUSR1, [&, held = std::move(held)](int) {
-                    ASSERT_TRUE(
-                        loop.on_signal(SIGUSR1, [&](int) { order.emplace_back("new"); }).has_value());
-                    EXPECT_FALSE(alive.expired());
-                    ++*held;
-                    order.emplace_back("old");
-                  }).has_value());
+  ASSERT_TRUE(
+      loop.on_signal(
+              SIGUSR1,
+              [&, held = std::move(held)](int) {
+                ASSERT_TRUE(
+                    loop.on_signal(SIGUSR1, [&](int) { order.emplace_back("new"); }).has_value());
+                EXPECT_FALSE(alive.expired());
+                ++*held;
+                order.emplace_back("old");
+              })
+          .has_value());
   raise(SIGUSR1);
   ASSERT_TRUE(world.run_until([&] { return order.size() == 1; }));
   EXPECT_TRUE(alive.expired());
@@ -142,12 +151,14 @@ TEST_P(SignalTest, a_callback_may_take_itself_back) {
   auto held = std::make_shared<int>(0);
   const std::weak_ptr<int> alive = held;
   bool called = false;
-  ASSERT_TRUE(loop.on_signal(SIGUSR1, [&, held = std::move(held)](int) {
-                    ASSERT_TRUE(loop.on_signal(SIGUSR1, nullptr).has_value());
-                    EXPECT_FALSE(alive.expired());
-                    ++*held;
-                    called = true;
-                  }).has_value());
+  ASSERT_TRUE(loop.on_signal(SIGUSR1,
+                             [&, held = std::move(held)](int) {
+                               ASSERT_TRUE(loop.on_signal(SIGUSR1, nullptr).has_value());
+                               EXPECT_FALSE(alive.expired());
+                               ++*held;
+                               called = true;
+                             })
+                  .has_value());
   raise(SIGUSR1);
   ASSERT_TRUE(world.run_until([&] { return called; }));
   world.turn();
@@ -156,13 +167,15 @@ TEST_P(SignalTest, a_callback_may_take_itself_back) {
 }
 
 TEST_P(SignalTest, a_callback_may_take_itself_back_and_then_set_itself_again_and_again) {
-  ASSERT_TRUE(loop.on_signal(SIGUSR1, [&](int) {
-                    for (int i = 0; i < 3; ++i) {
-                      ASSERT_TRUE(loop.on_signal(SIGUSR1, nullptr).has_value());
-                      ASSERT_TRUE(loop.on_signal(SIGUSR1, noting()).has_value());
-                    }
-                    seen.push_back(0);
-                  }).has_value());
+  ASSERT_TRUE(loop.on_signal(SIGUSR1,
+                             [&](int) {
+                               for (int i = 0; i < 3; ++i) {
+                                 ASSERT_TRUE(loop.on_signal(SIGUSR1, nullptr).has_value());
+                                 ASSERT_TRUE(loop.on_signal(SIGUSR1, noting()).has_value());
+                               }
+                               seen.push_back(0);
+                             })
+                  .has_value());
   raise(SIGUSR1);
   ASSERT_TRUE(runs_until(1));
   raise(SIGUSR1);
@@ -191,10 +204,12 @@ TEST_P(SignalTest, a_callback_may_take_back_another_that_is_pending) {
 
 TEST_P(SignalTest, a_callback_that_throws_is_logged_and_counted_and_stays) {
   const CapturedLog log;
-  ASSERT_TRUE(loop.on_signal(SIGUSR1, [&](int number) {
-                    seen.push_back(number);
-                    throw std::runtime_error("signal fault");
-                  }).has_value());
+  ASSERT_TRUE(loop.on_signal(SIGUSR1,
+                             [&](int number) {
+                               seen.push_back(number);
+                               throw std::runtime_error("signal fault");
+                             })
+                  .has_value());
   for (std::size_t round = 1; round <= 2; ++round) {
     raise(SIGUSR1);
     ASSERT_TRUE(runs_until(round));

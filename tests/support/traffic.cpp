@@ -32,7 +32,7 @@ std::size_t first_difference(std::string_view left, std::string_view right) {
 }
 
 void shrink_buffers(const World::Link& link) {
-  constexpr int kSmall = 4096;
+  constexpr int kSmall = 32768;
   set_option(link.connection->descriptor(), SOL_SOCKET, SO_SNDBUF, kSmall);
   set_option(link.connection->descriptor(), IPPROTO_TCP, TCP_NODELAY, 1);
   set_option(link.client.get(), SOL_SOCKET, SO_RCVBUF, kSmall);
@@ -73,8 +73,7 @@ void feed(World& world, const World::Link& link, std::string_view text) {
   constexpr std::size_t kChunk = std::size_t{256} * 1024;
   EXPECT_TRUE(world.run_until([&] {
     while (!text.empty()) {
-      const ssize_t sent =
-          send_text(linux_kernel(), link.client.get(), text.substr(0, kChunk));
+      const ssize_t sent = send_text(linux_kernel(), link.client.get(), text.substr(0, kChunk));
       if (sent < 0) break;
       text.remove_prefix(static_cast<std::size_t>(sent));
     }
@@ -83,8 +82,7 @@ void feed(World& world, const World::Link& link, std::string_view text) {
 }
 
 void deliver(const World::Link& link, std::string_view text) {
-  ASSERT_EQ(send_text(linux_kernel(), link.client.get(), text),
-            static_cast<ssize_t>(text.size()));
+  ASSERT_EQ(send_text(linux_kernel(), link.client.get(), text), static_cast<ssize_t>(text.size()));
   ASSERT_TRUE(all_acknowledged(linux_kernel(), link.client.get()));
 }
 

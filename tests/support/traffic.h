@@ -18,7 +18,7 @@ std::string pattern(std::size_t size);
 /// Where two texts begin to differ; npos when they are equal. For comparing megabytes.
 std::size_t first_difference(std::string_view left, std::string_view right);
 
-/// Makes the kernel's buffers from the server to this client as small as it allows, so that output
+/// Makes the kernel's buffers from the server to this client small (64 KiB each), so that output
 /// is pending soon.
 void shrink_buffers(const World::Link& link);
 

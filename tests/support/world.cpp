@@ -5,6 +5,12 @@
 
 namespace penstock::test {
 
+World::~World() {
+  tap.on_send = nullptr;
+  for (std::size_t call = 0; call < kCallKinds; ++call)
+    kernel.before(Call{call}, {});
+}
+
 std::size_t Record::count(const std::string& event) const {
   return static_cast<std::size_t>(std::ranges::count(events, event));
 }
@@ -43,7 +49,8 @@ void World::settle() {
 }
 
 void World::turn(int turns) {
-  for (int i = 0; i < turns; ++i) loop.step();
+  for (int i = 0; i < turns; ++i)
+    loop.step();
 }
 
 ConnectionCallbacks World::recording(const std::shared_ptr<Record>& record) {

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "penstock/loop/memory_budget.h"
+#include "penstock/bytes/memory_budget.h"
 #include "penstock/os/forwarding_kernel.h"
 #include "penstock/penstock.h"
 #include "penstock/sim/faulty_kernel.h"
@@ -49,6 +49,8 @@ class World {
  public:
   /// `budget` bounds the memory of all connections; empty is the library's default.
   explicit World(Backend backend, CountedPtr<MemoryBudget> budget = {});
+  /// Removes the hooks first: what they refer to is often gone by now, and the loop still ends its connections.
+  ~World();
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 

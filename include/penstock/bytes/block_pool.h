@@ -27,6 +27,7 @@ struct Block {
   const std::byte* end = nullptr;    ///< One past the last byte written.
   std::size_t room = 0;              ///< Bytes that may still be written at `end`.
   std::size_t charge = 0;            ///< Memory held by the node, itself included.
+  std::size_t shared_charge = 0;     ///< The part of it that other queues hold too.
   void (*destroy)(Block*) noexcept =
       nullptr;  ///< Frees the node; nullptr: it belongs to a BlockPool.
 

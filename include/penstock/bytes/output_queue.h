@@ -47,6 +47,9 @@ class OutputQueue {
   /// every queue that it is in. The allocator's own overhead is not counted.
   std::size_t charge() const noexcept { return charge_; }
 
+  /// The same without the payloads of SharedBytes, which are charged once for all queues.
+  std::size_t owned_charge() const noexcept { return charge_ - shared_charge_; }
+
   /// Appends a copy. What fits goes into the room of the last block; of the rest, up to
   /// BlockPool::kPayloadSize bytes go into one new block. A larger payload goes as a whole into one
   /// node of exactly its size. Throws std::bad_alloc (rule 2).
@@ -83,6 +86,7 @@ class OutputQueue {
   static std::size_t charge_of(const std::string& payload) noexcept;
   static std::size_t charge_of(const std::vector<std::byte>& payload) noexcept;
   static std::size_t charge_of(const SharedBytes& payload) noexcept;
+  static std::size_t owned_charge_of(const SharedBytes& payload) noexcept;
 
   /// Describes the first bytes of the queue, node by node, in up to out.size() entries, and returns
   /// how many it filled in. The bytes are lent under rule 1, and only to be read.
@@ -131,6 +135,7 @@ class OutputQueue {
     (head_ == nullptr ? head_ : tail_->next) = block;
     tail_ = block;
     charge_ += block->charge;
+    shared_charge_ += block->shared_charge;
   }
 
   /// Copies into the room of the last node; 0 < size <= room().
@@ -147,6 +152,7 @@ class OutputQueue {
     head_ = block->next;
     if (head_ == nullptr) tail_ = nullptr;
     charge_ -= block->charge;
+    shared_charge_ -= block->shared_charge;
     if (block->destroy == nullptr) {
       pool.release(block);
     } else {
@@ -158,6 +164,7 @@ class OutputQueue {
   Block* tail_ = nullptr;
   std::size_t bytes_ = 0;
   std::size_t charge_ = 0;
+  std::size_t shared_charge_ = 0;
 };
 
 static_assert(sizeof(OutputQueue) <= 40, "every connection has one");

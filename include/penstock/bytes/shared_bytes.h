@@ -4,12 +4,14 @@
 // belongs to one thread at a time. It refuses to be written to.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "penstock/base/counted.h"
+#include "penstock/bytes/memory_budget.h"
 
 namespace penstock {
 
@@ -35,12 +37,34 @@ class SharedBytes {
   /// Memory held by the payload, unused capacity included; 0 when empty.
   std::size_t charge() const noexcept { return payload_ ? payload_->charge : 0; }
 
+  /// Charges the payload to `budget`, once in its life however many queues hold it; it is released
+  /// with the payload. False: it does not fit. Thread-safe.
+  [[nodiscard]] bool charge_once(const CountedPtr<MemoryBudget>& budget) const noexcept {
+    return !payload_ || payload_->charge_once(budget);
+  }
+
  private:
   struct Payload : Counted<Payload> {
-    virtual ~Payload() = default;
+    virtual ~Payload() {
+      if (budget_) budget_->release(charge);
+    }
+
+    bool charge_once(const CountedPtr<MemoryBudget>& budget) const noexcept {
+      if (charged_.exchange(true)) return true;
+      if (!budget->acquire(charge)) {
+        charged_.store(false);
+        return false;
+      }
+      budget_ = budget;  // by whoever set charged_; read only by the last holder
+      return true;
+    }
 
     std::span<const std::byte> bytes;
     std::size_t charge = 0;
+
+   private:
+    mutable std::atomic<bool> charged_{false};
+    mutable CountedPtr<MemoryBudget> budget_;
   };
   template <class Container>
   struct HoldingPayload;

@@ -8,7 +8,8 @@
 //   1. Handlers run only inside IoBackend::poll, on the loop's thread.
 //   2. Received bytes are valid during on_received only.
 //   3. After send() answers pending, no further send() or offer() until on_sent, and the bytes lent
-//      stay where they are until on_sent, on_failed or on_closed.
+//      stay where they are until on_sent, on_failed or on_closed. A back-end that has
+//      bytes in flight calls on_failed only when they have come to rest.
 //   4. stop_receive is a request: bytes the back-end has taken already may still arrive.
 //   5. on_closed is the last call, exactly once, after close() or abort(); only then may the
 //      handler die.
@@ -189,6 +190,9 @@ class IoBackend {
 
   /// Thread-safe. Ends the current or else the next poll() early.
   virtual void wake() = 0;
+
+  /// Whether the last poll() may have left events with the kernel, its batch being full.
+  virtual bool more_waiting() const = 0;
 
   virtual const IoStatistics& statistics() const = 0;
 

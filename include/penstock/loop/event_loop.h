@@ -2,7 +2,7 @@
 // function (turn()):
 //
 //   1 run posted tasks        one exchange of the mailbox, at most 1,024 a turn
-//   2 fire due timers         at most 1,024 a turn
+//   2 fire due timers         at most 1,024 a turn; due before the last poll began
 //   3 flush                   sends made outside their connection's handler, merged
 //   4 poll                    wait, dispatch handlers
 //   5 notify                  write-complete, water marks, on_close; what they add waits for the
@@ -24,9 +24,9 @@
 #include "penstock/base/clock.h"
 #include "penstock/base/counted.h"
 #include "penstock/base/result.h"
+#include "penstock/bytes/memory_budget.h"
 #include "penstock/io/io_backend.h"
 #include "penstock/loop/mailbox.h"
-#include "penstock/loop/memory_budget.h"
 #include "penstock/loop/timer_queue.h"
 
 namespace penstock {
@@ -136,6 +136,10 @@ class EventLoop {
 
   /// The time of the turn: when its events were received. Costs nothing.
   TimePoint now() const noexcept { return backend_->now(); }
+  /// A time up to which everything that had arrived has been dispatched: when the last poll began,
+  /// at the latest. Timers fire by it, so that a process that stood still does not take data that
+  /// waits in the kernel for silence.
+  TimePoint polled_until() const noexcept { return polled_until_; }
   /// The clock, read now.
   TimePoint read_clock() { return kernel_.now(); }
 
@@ -190,8 +194,15 @@ class EventLoop {
 
   static constexpr std::size_t kTasksPerTurn = 1024;
   static constexpr std::size_t kTimersPerTurn = 1024;
+  static constexpr int kTurnsBehindMax = 32;
 
   void turn(Duration longest_wait);
+  // By index: a callback may bring a new service to life.
+  template <class Visit>
+  void for_each_service(Visit visit) {
+    for (std::size_t i = 0; i < services_.size(); ++i)
+      visit(*services_[i].second);
+  }
   void run_tasks();
   bool anything_due();
   TimerId next_timer_id() noexcept;
@@ -214,6 +225,8 @@ class EventLoop {
   std::unique_ptr<SignalWatcher> signals_;
   std::vector<std::pair<const void*, std::unique_ptr<LoopService>>> services_;
   LoopStatistics statistics_;
+  TimePoint polled_until_ = TimePoint::min();
+  int turns_behind_ = 0;  // turns since polled_until_ was last moved
   std::atomic<std::uint64_t> last_timer_id_{0};
   std::atomic<bool> stop_requested_{false};
   std::atomic<bool> running_{false};

@@ -5,8 +5,8 @@
 // Rules
 //   1. Tasks of one producer run in the order posted. Each runs once or is destroyed unrun when the
 //      loop goes.
-//   2. No task runs and none is destroyed under the lock; the wake-up is written under it, so that
-//      it cannot meet a loop that is being destroyed.
+//   2. No task runs and none is destroyed under the lock. The wake-up is written under it, so that it
+//      cannot meet a loop that is being destroyed.
 //   3. No wake-up is lost: the loop declares that it sleeps before it looks for mail once more, a
 //      producer leaves mail before it looks for a sleeper; both orders are sequentially consistent.
 #pragma once
@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "penstock/base/result.h"
@@ -61,21 +62,26 @@ class Mailbox {
   /// Posts to the loop of that name. A task with a charge is refused over the bound; one without
   /// never is. When refused, `task` is left as it was.
   static PostResult post(LoopId id, Task&& task, std::size_t charge = 0);
-  PostResult post(Task&& task, std::size_t charge = 0);
+  PostResult post(Task&& task, std::size_t charge = 0) {
+    return post(id_, std::move(task), charge);
+  }
 
   // -- For the owning loop --
 
   /// A mailbox for a new loop; `backend` is what wakes it. Error: out_of_loops.
   static Result<Mailbox*> open(IoBackend& backend, std::size_t charge_max);
-  /// Refuses what comes from now on and hands over what has not run.
+  /// Refuses what comes from now on and hands over what has not run. The name stays the loop's.
   std::vector<Item> close();
+  /// The loop is gone: the mailbox may serve another one. The last call.
+  void retire();
 
   LoopId id() const noexcept { return id_; }
   /// Whether there may be mail. Cheap; no lock.
   bool has_mail() const noexcept { return has_mail_.load(std::memory_order_acquire); }
-  /// Exchanges all mail for the empty vector `items`, and frees the charge of what was taken
-  /// before.
+  /// Exchanges all mail for the empty vector `items`. done() follows before the next take().
   void take(std::vector<Item>& items);
+  /// What was taken has been dealt with: its charge is free again. Cheap when there was none.
+  void done() noexcept;
   /// Declares that the loop is about to sleep. False: there is mail, do not.
   [[nodiscard]] bool prepare_to_sleep() noexcept;
   /// Declares that it no longer does.
@@ -88,7 +94,8 @@ class Mailbox {
  private:
   Mailbox() = default;
 
-  PostResult post_locked(Task&& task, std::size_t charge);
+  PostResult push(LoopId id, Task&& task, std::size_t charge);
+  void wake(LoopId id) noexcept;
 
   std::mutex mutex_;
   // Under the mutex:
@@ -96,8 +103,8 @@ class Mailbox {
   IoBackend* backend_ = nullptr;  // nullptr: closed
   std::vector<Item> items_;
   std::size_t charged_ = 0;  // of items_ and of those taken last
-  std::size_t taken_charge_ = 0;
   std::size_t charge_max_ = 0;
+  std::size_t taken_charge_ = 0;  // the loop's own
   // Read without it:
   std::atomic<bool> has_mail_{false};
   std::atomic<bool> sleeping_{false};

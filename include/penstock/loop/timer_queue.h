@@ -75,6 +75,14 @@ class TimerQueue {
   /// grow.
   void schedule(Timer& timer, TimePoint deadline);
 
+  /// Makes room for one more timer, so that schedule() does not allocate: whoever has a timer holds
+  /// a TimerPlace as long. Throws std::bad_alloc, with nothing changed.
+  void add_place() {
+    if (places_ >= heap_.capacity()) heap_.reserve(places_ < 32 ? 64 : 2 * places_);
+    ++places_;
+  }
+  void remove_place() noexcept { --places_; }
+
   /// Takes back the setting of a timer of this queue; does nothing when it is not scheduled. Never
   /// allocates.
   void cancel(Timer& timer) noexcept;
@@ -118,9 +126,22 @@ class TimerQueue {
   void sift_down(std::size_t index, const Entry& entry) noexcept;
 
   std::vector<Entry> heap_;
+  std::size_t places_ = 0;
   std::uint64_t next_sequence_ = 0;
   TimePoint firing_now_ = TimePoint::min();  // The `now` of fire_due() while it runs.
   bool firing_ = false;
+};
+
+/// Room for one timer in a queue, which outlives it: with it, scheduling that timer cannot fail.
+class TimerPlace {
+ public:
+  explicit TimerPlace(TimerQueue& queue) : queue_(queue) { queue_.add_place(); }
+  TimerPlace(const TimerPlace&) = delete;
+  TimerPlace& operator=(const TimerPlace&) = delete;
+  ~TimerPlace() { queue_.remove_place(); }
+
+ private:
+  TimerQueue& queue_;
 };
 
 inline TimePoint Timer::deadline() const noexcept {

@@ -117,6 +117,9 @@ class TcpConnection final : private StreamHandler,
   void abort();
   /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
   void close_with_protocol_error();
+  /// close(), but at once when the peer has acknowledged everything and nothing waits to be read: for
+  /// an orderly stop.
+  void close_for_stop();
 
   /// Whether neither close(), abort() nor an error has ended it.
   bool is_open() const noexcept { return phase_ == Phase::open; }
@@ -192,6 +195,8 @@ class TcpConnection final : private StreamHandler,
   enum class Phase : std::uint8_t { open, draining, closed };
   enum class Release : std::uint8_t { orderly, reset };
 
+  static constexpr int kNotSampled = -1;
+
   struct Context {
     Context() = default;
     Context(const Context&) = delete;
@@ -217,23 +222,27 @@ class TcpConnection final : private StreamHandler,
 
   // Sending
   bool can_send() const noexcept;
-  bool reserve(std::size_t charge) noexcept;
+  bool reserve(std::size_t charge, std::size_t owned) noexcept;
   template <class Append>
-  SendOutcome enqueue(std::size_t charge, Append append);
+  SendOutcome enqueue(std::size_t charge, std::size_t owned, Append append);
   template <class Payload>
   SendOutcome try_send_owned(Payload& payload);
   SendOutcome send_at_once(std::span<const std::byte> payload);
   SendOutcome accepted();
-  void end_if_refused(SendOutcome outcome);
+  template <class TrySend>
+  void send_or_end(TrySend try_it);
   void pump();
   void take(std::size_t bytes) noexcept;
   void output_drained();
+  void end_stall();
   void discard_output();
   void mark_dirty();
 
   // Reading
   void deliver_input();
-  void keep_input(std::size_t offered);
+  bool keep_input();
+  void limit_input(std::size_t offered);
+  void offer_input();
   bool settle_input() noexcept;
   void drop_input() noexcept;
   void end_input();
@@ -256,9 +265,13 @@ class TcpConnection final : private StreamHandler,
 
   // Limits of time
   void on_timer();
-  void arm_timer(TimePoint deadline);
-  TimePoint check_limits(TimePoint now);
-  TimePoint check_write_stall(TimePoint now);
+  void arm_timer();
+  TimePoint next_limit() const noexcept;
+  void enforce_limit(TimePoint now);
+  void enforce_write_stall(TimePoint now);
+  void enforce_broken_pause(TimePoint now);
+  bool peer_takes_output();
+  bool quiet() const;
 
   const ConnectionCallbacks& callbacks() const noexcept;
   const ConnectionLimits& limits() const noexcept;
@@ -291,6 +304,7 @@ class TcpConnection final : private StreamHandler,
   bool output_broken_ = false;     // the kernel takes no more
   bool pause_overridden_ = false;  // broken_pause_timeout has passed
   bool stream_gone_ = false;       // on_closed has come
+  bool input_full_ = false;        // as much is kept as may be
   bool offer_input_ = false;       // kept input is to be offered again
   bool write_complete_due_ = false;
   bool reported_ = false;  // on_close has run, or is running
@@ -298,7 +312,7 @@ class TcpConnection final : private StreamHandler,
   // Cold.
   CloseReason reason_ = CloseReason::local;
   TimeoutKind timeout_ = TimeoutKind::none;
-  int stall_unacknowledged_ = -1;  // SIOCOUTQ at the last sample
+  int unacknowledged_ = kNotSampled;  // SIOCOUTQ at the last sample
   std::error_code error_;
   std::uint64_t stall_bytes_sent_ = 0;
   std::uint64_t output_discarded_ = 0;
@@ -306,9 +320,11 @@ class TcpConnection final : private StreamHandler,
   std::size_t input_charged_ = 0;  // of input_'s memory, to the loop's budget
   std::uint64_t drained_ = 0;
   TimePoint stall_since_ = kNever;  // kNever: output is not pending
+  TimePoint stall_sampled_at_ = kNever;
   TimePoint broken_at_ = kNever;
   TimePoint drain_started_ = kNever;
   TimePoint opened_at_;
+  TimerPlace timer_place_;
   Timer timer_;
   BehaviourPtr next_behaviour_;
   std::unique_ptr<Context> context_;

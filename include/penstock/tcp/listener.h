@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <system_error>
 
@@ -93,6 +94,7 @@ class Listener final : private AcceptHandler {
   std::atomic<std::uint64_t> refused_for_descriptors_{0};
   std::atomic<std::uint64_t> accept_errors_{0};
   Duration back_off_ = kBackOffMin;
+  std::optional<TimerPlace> retry_place_;  // while open
   Timer retry_timer_ = Timer::calling<&Listener::retry_now>(*this);
   bool open_ = false;
   bool paused_by_owner_ = false;

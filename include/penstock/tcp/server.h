@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 
 #include "penstock/base/counted.h"
@@ -142,6 +144,7 @@ class TcpServer {
 
  private:
   ConnectionCallbacks& callbacks();
+  Result<void> start_loops_and_listen(const SocketAddress& address);
 
   std::unique_ptr<EventLoop> own_loop_;
   EventLoop* loop_;
@@ -149,8 +152,13 @@ class TcpServer {
   Duration stop_deadline_;
   std::unique_ptr<ConnectionCallbacks> callbacks_;
   std::move_only_function<void()> on_listening_;
+  BehaviourPtr behaviour_;       // from the first start() on
   CountedPtr<ServerCore> core_;  // from start() on
+  std::mutex mutex_;             // guards the two below: stop() may come from any thread
+  CountedPtr<ServerCore> started_core_;
+  std::optional<Duration> early_stop_;  // stop() came before start() was done
   std::unique_ptr<LoopGroup> group_;
+  bool ran_ = false;  // run() has been called: it serves once
 };
 
 }  // namespace penstock

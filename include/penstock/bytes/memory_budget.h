@@ -62,7 +62,7 @@ class BudgetLease {
   }
 
   std::size_t used() const noexcept { return used_; }
-  const MemoryBudget& budget() const noexcept { return *budget_; }
+  const CountedPtr<MemoryBudget>& budget() const noexcept { return budget_; }
 
  private:
   bool extend(std::size_t missing) noexcept {

@@ -1,4 +1,4 @@
-#include "penstock/loop/memory_budget.h"
+#include "penstock/bytes/memory_budget.h"
 
 #include <gtest/gtest.h>
 
@@ -135,7 +135,8 @@ TEST(MemoryBudget, leases_of_many_threads_never_pass_the_limit_together) {
       }
     });
   }
-  for (std::thread& thread : threads) thread.join();
+  for (std::thread& thread : threads)
+    thread.join();
   EXPECT_FALSE(over);
   EXPECT_EQ(budget->leased(), 0U);
 }

@@ -1,0 +1,278 @@
+// What the busy may cost the quiet (scenarios Q1 to Q6), on every back-end: counted in bytes and turns, never in time.
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+
+#include "support/serving.h"
+#include "support/world.h"
+
+namespace penstock::test {
+namespace {
+
+constexpr std::size_t kReadBudget = std::size_t{64} * 1024;  // per connection and turn
+
+class Fairness : public ConformanceTest {
+ protected:
+  /// A connection whose client sends all that the kernel takes.
+  struct Flooder {
+    World::Link link;
+    std::size_t served = 0;  ///< Bytes its handler has been given.
+  };
+
+  std::vector<std::unique_ptr<Flooder>> make_flooders(std::size_t count) {
+    std::vector<std::unique_ptr<Flooder>> flooders;
+    for (std::size_t i = 0; i < count; ++i) {
+      flooders.push_back(std::make_unique<Flooder>());
+      Flooder& flooder = *flooders.back();
+      ConnectionCallbacks callbacks;
+      callbacks.on_message = [&flooder](TcpConnection&, InputBuffer& in) {
+        flooder.served += in.size();
+        in.consume(in.size());
+      };
+      flooder.link = world.connect(std::make_shared<Record>(), std::move(callbacks));
+    }
+    return flooders;
+  }
+  static void flood(const std::vector<std::unique_ptr<Flooder>>& flooders) {
+    for (const auto& flooder : flooders) {
+      send_until_full(linux_kernel(), flooder->link.client.get());
+      wait_for(linux_kernel(), flooder->link.connection->descriptor(), POLLIN);
+    }
+  }
+  static std::size_t served(const std::vector<std::unique_ptr<Flooder>>& flooders) {
+    std::size_t sum = 0;
+    for (const auto& flooder : flooders) sum += flooder->served;
+    return sum;
+  }
+  /// A byte that is ready to be read when this returns.
+  static void write_byte(const World::Link& link) {
+    send_text(linux_kernel(), link.client.get(), "x");
+    ASSERT_NE(wait_for(linux_kernel(), link.connection->descriptor(), POLLIN), 0);
+  }
+};
+
+// Q1
+TEST_P(Fairness, AQuietConnectionWaitsForTheFloodingOnesNoLongerThanTheirBudgets) {
+  const auto flooders = make_flooders(4);
+  std::size_t served_before = 0;
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    record->received += in.take_string();
+    served_before = served(flooders);
+  };
+  World::Link quiet = world.connect(record, std::move(callbacks));
+  flood(flooders);
+  world.turn(5);
+  for (std::size_t round = 1; round <= 30; ++round) {
+    flood(flooders);
+    const std::size_t at_ready = served(flooders);
+    write_byte(quiet);
+    int turns = 0;
+    while (record->received.size() < round) {
+      ASSERT_LT(++turns, 10);
+      world.turn();
+    }
+    EXPECT_LE(turns, 2);
+    EXPECT_LE(served_before - at_ready, 2 * 4 * kReadBudget);
+    world.turn(static_cast<int>(round % 3));
+  }
+  for (const auto& flooder : flooders) EXPECT_GT(flooder->served, 0u);
+}
+
+// Q1: a turn gives each connection its budget and no more, in bytes and in calls.
+TEST_P(Fairness, ATurnReadsAtMostTheBudgetOfEachConnection) {
+  const auto flooders = make_flooders(3);
+  flood(flooders);
+  for (int turn = 0; turn < 20; ++turn) {
+    flood(flooders);
+    std::vector<std::size_t> before;
+    for (const auto& flooder : flooders) before.push_back(flooder->served);
+    world.turn();
+    for (std::size_t i = 0; i < flooders.size(); ++i) {
+      EXPECT_LE(flooders[i]->served - before[i], kReadBudget);
+      EXPECT_GT(flooders[i]->served - before[i], 0u) << "nobody is left out";
+    }
+  }
+  // Short reads: it is the calls that are bounded then.
+  const auto shortened =
+      world.kernel.inject({.call = Call::recv, .every = 1, .shorten_to = std::size_t{100}});
+  for (int turn = 0; turn < 5; ++turn) {
+    std::vector<std::uint64_t> before;
+    for (const auto& flooder : flooders) {
+      before.push_back(world.kernel.calls_on(Call::recv, flooder->link.connection->descriptor()));
+    }
+    world.turn();
+    for (std::size_t i = 0; i < flooders.size(); ++i) {
+      EXPECT_LE(
+          world.kernel.calls_on(Call::recv, flooders[i]->link.connection->descriptor()) - before[i],
+          4u);
+    }
+  }
+  EXPECT_GT(world.kernel.fired(shortened), 0u);
+}
+
+// Q2: what the budget leaves is fetched by the loop itself; no further byte announces it.
+TEST_P(Fairness, AFirehoseIsDrainedOverManyTurnsWithoutAFurtherEdge) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  std::size_t received = 0;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    received += in.size();
+    in.consume(in.size());
+  };
+  World::Link firehose = world.connect(record, std::move(callbacks));
+  world.settle();
+  const std::size_t sent = send_until_full(linux_kernel(), firehose.client.get());
+  ASSERT_GT(sent, 8 * kReadBudget);
+  ASSERT_NE(wait_for(linux_kernel(), firehose.connection->descriptor(), POLLIN), 0);
+  // From here on the client does nothing at all.
+  for (int turn = 0; turn < 5; ++turn) {
+    const std::size_t before = received;
+    world.turn();
+    EXPECT_LE(received - before, kReadBudget);
+    EXPECT_GT(received - before, 0u);
+  }
+  ASSERT_TRUE(world.run_until([&] { return received == sent; }));
+  // Drained means drained: the loop sleeps again.
+  world.settle();
+  const std::uint64_t recvs = world.kernel.calls(Call::recv);
+  world.turn(20);
+  EXPECT_EQ(world.kernel.calls(Call::recv), recvs);
+  firehose.client.reset();
+  EXPECT_TRUE(world.run_until([&] { return record->count("close") == 1; }));
+}
+
+// Q2: the same with the end of the input right behind it, in the same event.
+TEST_P(Fairness, AFirehoseWithItsEndBehindItIsDrainedWhole) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  std::size_t received = 0;
+  std::size_t most_in_a_turn = 0;
+  std::size_t in_this_turn = 0;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    received += in.size();
+    in_this_turn += in.size();
+    in.consume(in.size());
+  };
+  World::Link firehose = world.connect(record, std::move(callbacks));
+  world.settle();
+  const std::size_t sent = send_until_full(linux_kernel(), firehose.client.get());
+  linux_kernel().shutdown(firehose.client.get(), SHUT_WR);
+  firehose.client.reset();
+  ASSERT_TRUE(world.run_until([&] {
+    most_in_a_turn = std::max(most_in_a_turn, std::exchange(in_this_turn, 0));
+    return record->count("close") == 1;
+  }));
+  EXPECT_EQ(received, sent);
+  EXPECT_EQ(record->report->reason, CloseReason::eof);
+  EXPECT_LE(most_in_a_turn, 2 * kReadBudget);
+}
+
+// Q3
+TEST_P(Fairness, MoreReadyConnectionsThanEventsAreAllServedInTurn) {
+  constexpr std::size_t kConnections = 40;
+  constexpr std::size_t kEvents = 8;
+  std::vector<World::Link> links;
+  for (std::size_t i = 0; i < kConnections; ++i) links.push_back(world.connect());
+  world.settle();
+  const auto small = world.kernel.inject(
+      {.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
+  for (std::size_t round = 1; round <= 3; ++round) {
+    for (const World::Link& link : links) write_byte(link);
+    world.turn(static_cast<int>(kConnections / kEvents + 1));
+    for (const World::Link& link : links) EXPECT_EQ(link.record->received.size(), round);
+  }
+  EXPECT_GT(world.kernel.fired(small), 0u);
+}
+
+// Q3: also when they never stop being ready.
+TEST_P(Fairness, ConnectionsThatAreAlwaysReadyTakeTurnsInASmallEventArray) {
+  constexpr std::size_t kConnections = 12;
+  constexpr std::size_t kEvents = 3;
+  const auto flooders = make_flooders(kConnections);
+  World::Link quiet = world.connect();
+  flood(flooders);
+  const auto small = world.kernel.inject(
+      {.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
+  world.turn(static_cast<int>(kConnections / kEvents + 1));
+  for (int round = 1; round <= 4; ++round) {
+    flood(flooders);
+    write_byte(quiet);
+    std::vector<std::size_t> before;
+    for (const auto& flooder : flooders) before.push_back(flooder->served);
+    world.turn(static_cast<int>((kConnections + 1 + kEvents - 1) / kEvents + 1));
+    for (std::size_t i = 0; i < kConnections; ++i) {
+      EXPECT_GT(flooders[i]->served, before[i]) << "connection " << i << " was left out";
+    }
+    EXPECT_EQ(quiet.record->received.size(), static_cast<std::size_t>(round));
+  }
+  EXPECT_GT(world.kernel.fired(small), 0u);
+}
+
+// Q3: the array grows, and one wait then answers for all.
+TEST_P(Fairness, MoreReadyConnectionsThanTheFirstArrayHoldsAreServedWithinAFewTurns) {
+  constexpr std::size_t kConnections = 300;
+  std::vector<World::Link> links;
+  for (std::size_t i = 0; i < kConnections; ++i) links.push_back(world.connect());
+  world.settle();
+  for (const World::Link& link : links) write_byte(link);
+  world.turn(static_cast<int>(kConnections / 64 + 2));
+  for (const World::Link& link : links) EXPECT_EQ(link.record->received, "x");
+}
+
+// Q4: tasks that breed, and timers that are always due, leave connections their share.
+TEST_P(Fairness, TasksAndTimersWithoutEndDoNotHoldUpAConnection) {
+  World::Link link = world.connect();
+  bool stop = false;
+  std::function<void()> breed = [&] {
+    if (!stop) world.loop.queue_in_loop([&] { breed(); });
+  };
+  for (int i = 0; i < 5000; ++i) breed();
+  std::function<void()> tick = [&] {
+    if (!stop) world.loop.run_after(Duration::zero(), [&] { tick(); });
+  };
+  for (int i = 0; i < 100; ++i) tick();
+  std::uint64_t timers_before = 0;
+  std::uint64_t timers_fired_then = 0;
+  for (std::size_t round = 1; round <= 10; ++round) {
+    write_byte(link);
+    const std::uint64_t tasks = world.loop.statistics().tasks_run;
+    const std::uint64_t timers = world.loop.statistics().timers_fired;
+    world.turn();
+    EXPECT_EQ(link.record->received.size(), round);
+    EXPECT_LE(world.loop.statistics().tasks_run - tasks, 1024u);
+    EXPECT_LE(world.loop.statistics().timers_fired - timers, 1024u);
+    EXPECT_GT(world.loop.statistics().tasks_run, tasks);
+    timers_before = std::exchange(timers_fired_then, timers);
+    // The timers were made by tasks behind those 5,000. Of two turns, one at least has some.
+    if (round > 8) {
+      EXPECT_GT(world.loop.statistics().timers_fired, timers_before);
+    }
+  }
+  stop = true;
+}
+
+// Q6
+TEST_P(Fairness, TenThousandSmallWritesAreGathered) {
+  World::Link link = world.connect();
+  RawClient client(std::move(link.client));
+  const auto sends = [&] {
+    return world.kernel.calls(Call::send) + world.kernel.calls(Call::sendmsg);
+  };
+  const std::uint64_t before = sends();
+  constexpr std::size_t kWrites = 10'000;
+  for (std::size_t i = 0; i < kWrites; ++i) link.connection->send("0123456789");
+  ASSERT_TRUE(world.run_until([&] {
+    client.read_some();
+    return client.bytes == kWrites * 10;
+  }));
+  // 100,000 bytes leave in pieces of about 64 KiB.
+  EXPECT_LE(sends() - before, 4u);
+}
+
+PENSTOCK_ON_EVERY_BACKEND(Fairness);
+
+}  // namespace
+}  // namespace penstock::test

@@ -1,0 +1,316 @@
+// A server whose loops run in threads: stopping and destroying it under load, sending through handles meanwhile (R24 to R27, XT5, XT6).
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "support/loop_thread.h"
+#include "support/world.h"
+
+namespace penstock::test {
+namespace {
+
+using std::chrono::seconds;
+
+/// Counts what the connections of a server are told.
+struct Counts {
+  std::atomic<int> connected{0};
+  std::atomic<int> closed{0};
+};
+
+void count_connections(TcpServer& server, Counts& counts) {
+  server.on_connect([&counts](TcpConnection&) { ++counts.connected; });
+  server.on_close([&counts](TcpConnection&, const CloseReport&) { ++counts.closed; });
+}
+
+class ServerThreadsTest : public testing::TestWithParam<Backend> {
+ protected:
+  UniqueFd connect_to(const SocketAddress& address) {
+    UniqueFd client = start_connect(linux_kernel(), address);
+    wait_for(linux_kernel(), client.get(), POLLOUT);
+    return client;
+  }
+};
+
+PENSTOCK_ON_EVERY_BACKEND(ServerThreadsTest);
+
+// XT6
+TEST_P(ServerThreadsTest,
+       destroying_a_server_of_a_running_loop_waits_until_every_on_close_has_run) {
+  for (int round = 0; round < 10; ++round) {
+    LoopThread thread({.backend = GetParam()});
+    auto server = std::make_unique<TcpServer>(thread.loop);
+    Counts counts;
+    count_connections(*server, counts);
+    server->on_message([](TcpConnection& peer, InputBuffer& in) { peer.send(in.take()); });
+    std::latch started(1);
+    thread.loop.queue_in_loop([&] {
+      EXPECT_TRUE(server->start().has_value());
+      started.count_down();
+    });
+    started.wait();
+    std::vector<UniqueFd> clients;
+    for (int i = 0; i < 5; ++i)
+      clients.push_back(connect_to(server->address()));
+    ASSERT_TRUE(eventually([&] { return counts.connected == 5; }));
+    std::atomic<bool> over{false};
+    std::thread writer([&] {
+      const std::string text(1000, 'w');
+      while (!over) {
+        for (const UniqueFd& client : clients)
+          send_text(linux_kernel(), client.get(), text);
+      }
+    });
+    server.reset();
+    EXPECT_EQ(counts.closed, counts.connected);
+    const int at_end = counts.closed;
+    over = true;
+    writer.join();
+    EXPECT_EQ(counts.closed, at_end);
+    EXPECT_FALSE(thread.loop.error());
+    // The loop lives on.
+    std::latch alive(1);
+    thread.loop.queue_in_loop([&] { alive.count_down(); });
+    alive.wait();
+  }
+}
+
+TEST_P(ServerThreadsTest, destroying_a_server_with_loops_of_its_own_reports_every_connection) {
+  Counts counts;
+  std::vector<UniqueFd> clients;
+  std::vector<ConnectionHandle> handles;
+  std::mutex mutex;
+  {
+    TcpServer server({.loops = 2, .backend = GetParam()});
+    server.on_connect([&](TcpConnection& peer) {
+      const std::scoped_lock lock(mutex);
+      handles.push_back(peer.handle());
+      ++counts.connected;
+    });
+    server.on_close([&](TcpConnection&, const CloseReport&) { ++counts.closed; });
+    ASSERT_TRUE(server.start().has_value());
+    for (int i = 0; i < 8; ++i)
+      clients.push_back(start_connect(linux_kernel(), server.address()));
+    ASSERT_TRUE(eventually([&] {
+      server.loop().step();
+      return counts.connected == 8;
+    }));
+  }
+  EXPECT_EQ(counts.closed, 8);
+  for (const UniqueFd& client : clients) {
+    EXPECT_EQ(receive_to_end(linux_kernel(), client.get()).result, -ECONNRESET);
+  }
+  // RE10: the handles have outlived their loops.
+  for (const ConnectionHandle& handle : handles)
+    EXPECT_EQ(handle.send("x"), PostResult::closed);
+}
+
+TEST_P(ServerThreadsTest, stop_from_another_thread_flushes_and_ends_run) {
+  Counts counts;
+  TcpServer server({.loops = 2, .backend = GetParam()});
+  count_connections(server, counts);
+  server.on_message([](TcpConnection& peer, InputBuffer& in) {
+    in.consume(in.size());
+    peer.send(std::string(300'000, 'r'));
+  });
+  std::latch listening(1);
+  server.on_listening([&] { listening.count_down(); });
+  int code = -1;
+  std::thread runner([&] { code = server.run(); });
+  listening.wait();
+  std::vector<UniqueFd> clients;
+  for (int i = 0; i < 4; ++i) {
+    clients.push_back(connect_to(server.address()));
+    ASSERT_EQ(send_text(linux_kernel(), clients.back().get(), "?"), 1);
+  }
+  for (const UniqueFd& client : clients)
+    wait_for(linux_kernel(), client.get(), POLLIN);
+  server.stop();
+  server.stop();
+  for (UniqueFd& client : clients) {
+    const Received all = receive_to_end(linux_kernel(), client.get());
+    EXPECT_EQ(all.text.size(), 300'000U);
+    EXPECT_EQ(all.result, 0);
+    client.reset();
+  }
+  runner.join();
+  EXPECT_EQ(code, 0);
+  EXPECT_EQ(counts.connected, 4);
+  EXPECT_EQ(counts.closed, 4);
+  EXPECT_EQ(server.statistics().live, 0U);
+}
+
+// XT5, ACC14: the connections wait in the mailbox of a loop that never gets to serve them before it is stopped.
+TEST_P(ServerThreadsTest, connections_on_their_way_to_a_loop_that_stops_are_closed_and_counted) {
+  const std::size_t open = World::open_descriptors();
+  Counts counts;
+  std::latch blocked(1);
+  std::latch go_on(1);
+  std::vector<UniqueFd> clients;
+  {
+    TcpServer server(
+        {.loops = 1, .backend = GetParam(), .on_thread_start = [&](std::size_t, EventLoop&) {
+           blocked.count_down();
+           go_on.wait();
+         }});
+    count_connections(server, counts);
+    ASSERT_TRUE(server.start().has_value());
+    blocked.wait();
+    for (int i = 0; i < 4; ++i)
+      clients.push_back(start_connect(linux_kernel(), server.address()));
+    ASSERT_TRUE(eventually([&] {
+      server.loop().step();
+      return server.statistics().accepted == 4;
+    }));
+    EXPECT_EQ(server.statistics().live, 4U);
+    std::thread release([&] { go_on.count_down(); });
+    release.join();
+  }
+  EXPECT_EQ(counts.connected, counts.closed);
+  for (const UniqueFd& client : clients) {
+    const ssize_t end = receive_to_end(linux_kernel(), client.get()).result;
+    EXPECT_TRUE(end == 0 || end == -ECONNRESET) << end;
+  }
+  clients.clear();
+  EXPECT_EQ(World::open_descriptors(), open);
+}
+
+// R24 to R27 under churn: producers send numbered messages to whoever is connected, clients come and go, the server stops in
+// the middle. What a client gets of one producer must be that producer's first messages, in order, without a gap.
+class Churn {
+ public:
+  static constexpr std::size_t kProducers = 4;
+  static constexpr std::uint32_t kMessagesMax = 300;  // of each producer to each connection
+  static constexpr int kClientThreads = 3;
+  static constexpr int kClientsEach = 25;
+
+  explicit Churn(Backend backend) : server_({.loops = 2, .backend = backend}) {
+    server_.on_connect([this](TcpConnection& peer) {
+      ++counts.connected;
+      const std::scoped_lock lock(mutex_);
+      targets_.push_back(std::make_shared<Target>(peer.handle()));
+    });
+    server_.on_message([](TcpConnection&, InputBuffer& in) { in.consume(in.size()); });
+    server_.on_close([this](TcpConnection&, const CloseReport&) { ++counts.closed; });
+    server_.on_listening([this] { listening_.count_down(); });
+  }
+
+  void run() {
+    int code = -1;
+    std::thread runner([&] { code = server_.run(); });
+    listening_.wait();
+    std::vector<std::thread> producers;
+    for (std::size_t index = 0; index < kProducers; ++index) {
+      producers.emplace_back([this, index] { produce(index); });
+    }
+    std::vector<std::thread> clients;
+    for (int index = 0; index < kClientThreads; ++index) {
+      clients.emplace_back([this, index] { consume(index); });
+    }
+    // In the middle: two thirds of the connections have come.
+    EXPECT_TRUE(
+        eventually([&] { return counts.connected >= kClientThreads * kClientsEach * 2 / 3; }));
+    server_.stop(seconds(5));
+    for (std::thread& client : clients)
+      client.join();
+    over_ = true;
+    for (std::thread& producer : producers)
+      producer.join();
+    runner.join();
+    EXPECT_EQ(code, 0);
+    EXPECT_EQ(server_.statistics().live, 0U);
+    EXPECT_EQ(counts.connected, counts.closed);
+    EXPECT_GT(messages_received_, 0U);
+  }
+
+  Counts counts;
+
+ private:
+  struct Target {
+    explicit Target(ConnectionHandle its_handle) : handle(its_handle) {}
+    ConnectionHandle handle;
+    std::array<std::uint32_t, kProducers> next{};  // each producer's own
+  };
+
+  void produce(std::size_t index) {
+    while (!over_) {
+      std::vector<std::shared_ptr<Target>> targets;
+      {
+        const std::scoped_lock lock(mutex_);
+        targets = targets_;
+      }
+      for (const std::shared_ptr<Target>& target : targets) {
+        for (int burst = 0; burst < 10 && target->next.at(index) < kMessagesMax; ++burst) {
+          const std::string message =
+              std::to_string(index) + ' ' + std::to_string(target->next.at(index)) + '\n';
+          if (target->handle.send(message) == PostResult::posted) ++target->next.at(index);
+        }
+      }
+      std::this_thread::yield();
+    }
+  }
+
+  // Reads some messages, or all there are, and goes: with an orderly end or with a reset.
+  void consume(int index) {
+    Kernel& kernel = linux_kernel();
+    for (int number = 0; number < kClientsEach; ++number) {
+      const UniqueFd client = start_connect(kernel, server_.address());
+      if ((wait_for(kernel, client.get(), POLLOUT) & POLLERR) != 0) return;  // it has stopped
+      const std::size_t enough =
+          number % 5 == 4 ? SIZE_MAX : 200 * static_cast<std::size_t>(index + number % 3);
+      std::string text;
+      while (text.size() < enough) {
+        wait_for(kernel, client.get(), POLLIN);
+        const Received some = receive(kernel, client.get());
+        text += some.text;
+        if (some.result <= 0 && some.result != -EAGAIN) break;
+        if (enough == SIZE_MAX &&
+            std::ranges::count(text, '\n') == std::ptrdiff_t{kProducers} * kMessagesMax) {
+          break;
+        }
+      }
+      check(text);
+      if (number % 3 == 0) reset_on_close(kernel, client.get());
+    }
+  }
+
+  void check(const std::string& text) {
+    std::array<std::uint32_t, kProducers> next{};
+    std::istringstream lines(text.substr(0, text.rfind('\n') + 1));
+    std::size_t producer = 0;
+    std::uint32_t number = 0;
+    while (lines >> producer >> number) {
+      ASSERT_LT(producer, kProducers);
+      ASSERT_EQ(number, next.at(producer)++) << "a gap, a repetition or another's message";
+      ++messages_received_;
+    }
+  }
+
+  TcpServer server_;
+  std::latch listening_{1};
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<Target>> targets_;
+  std::atomic<bool> over_{false};
+  std::atomic<std::uint64_t> messages_received_{0};
+};
+
+TEST_P(ServerThreadsTest, handles_send_from_four_threads_into_connections_that_come_and_go) {
+  Churn churn(GetParam());
+  churn.run();
+}
+
+}  // namespace
+}  // namespace penstock::test
