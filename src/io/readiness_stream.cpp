@@ -233,7 +233,13 @@ void ReadinessStream::receive() {
     if (result == -EAGAIN) {
       readable_ = false;
       read_to_end_ = false;
-      if (!registered_) return_to_selector();
+      if (send_error_ != 0) {
+        // What had arrived has been read, and a connection that cannot send is over.
+        report_failure(send_error_);
+        if (!closed()) end_input();
+      } else if (!registered_) {
+        return_to_selector();
+      }
       return;
     }
     if (is_shortage(result)) {

@@ -95,8 +95,10 @@ EventLoop::~EventLoop() {
   PENSTOCK_ASSERT(!running(), "a loop cannot be destroyed while it runs");
   std::vector<Mailbox::Item> unrun = mailbox_->close();  // the name stays ours until the end
   const std::size_t dropped = unrun.size() + tasks_.size() - next_task_;
-  if (dropped > 0 && log_enabled(LogLevel::info)) {
-    log(LogLevel::info, "an event loop went with " + std::to_string(dropped) + " tasks unrun");
+  if (dropped > 0) {
+    log_composed(LogLevel::info, [dropped] {
+      return "an event loop went with " + std::to_string(dropped) + " tasks unrun";
+    });
   }
   unrun.clear();
   tasks_.clear();
@@ -232,7 +234,7 @@ void EventLoop::queue_in_loop(Task task) {
 
 void EventLoop::report_exception(const char* where) noexcept {
   ++statistics_.exceptions;
-  try {
+  log_composed(LogLevel::error, [where] {
     std::string line = std::string("a ") + where + " threw: ";
     try {
       throw;
@@ -241,10 +243,8 @@ void EventLoop::report_exception(const char* where) noexcept {
     } catch (...) {
       line += "something that is no std::exception";
     }
-    log(LogLevel::error, line);
-  } catch (...) {
-    log(LogLevel::error, "a callback threw, and there is no memory to say what");
-  }
+    return line;
+  });
 }
 
 LoopStatistics EventLoop::statistics() const {
@@ -256,16 +256,8 @@ LoopStatistics EventLoop::statistics() const {
 
 // -- Timers ---------------------------------------------------------------------------------------
 
-TimerId EventLoop::next_timer_id() noexcept {
-  return {last_timer_id_.fetch_add(1, std::memory_order_relaxed) + 1};
-}
-
 TimerId EventLoop::run_at(TimePoint when, Task task) {
-  const TimerId id = next_timer_id();
-  run_in_loop([this, id, when, task = std::move(task)]() mutable {
-    add_timer(id, when, Duration::zero(), std::move(task));
-  });
-  return id;
+  return add_timer(when, Duration::zero(), std::move(task));
 }
 
 TimerId EventLoop::run_after(Duration delay, Task task) {
@@ -273,20 +265,30 @@ TimerId EventLoop::run_after(Duration delay, Task task) {
 }
 
 TimerId EventLoop::run_every(Duration period, Task task) {
-  const TimerId id = next_timer_id();
   period = std::max(period, Duration(1));
-  const TimePoint first = add_clamped(read_clock(), period);
-  run_in_loop([this, id, first, period, task = std::move(task)]() mutable {
-    add_timer(id, first, period, std::move(task));
-  });
-  return id;
+  return add_timer(add_clamped(read_clock(), period), period, std::move(task));
 }
 
 void EventLoop::cancel(TimerId id) {
   run_in_loop([this, id] { cancel_here(id); });
 }
 
-void EventLoop::add_timer(TimerId id, TimePoint when, Duration period, Task task) {
+TimerId EventLoop::add_timer(TimePoint when, Duration period, Task task) {
+  const TimerId id{last_timer_id_.fetch_add(1, std::memory_order_relaxed) + 1};
+  if (in_loop()) {
+    add_timer_here(id, when, period, std::move(task));
+    return id;
+  }
+  timers_under_way_.fetch_add(1);
+  queue_in_loop([this, id, when, period, task = std::move(task)]() mutable {
+    const bool cancelled = std::erase(cancelled_under_way_, id.value) > 0;
+    if (timers_under_way_.fetch_sub(1) == 1) cancelled_under_way_.clear();
+    if (!cancelled) add_timer_here(id, when, period, std::move(task));
+  });
+  return id;
+}
+
+void EventLoop::add_timer_here(TimerId id, TimePoint when, Duration period, Task task) {
   auto timer = std::make_unique<UserTimer>(*this, id, when, period, std::move(task));
   UserTimer& added = *timer;
   user_timers_.emplace(id.value, std::move(timer));
@@ -298,7 +300,9 @@ void EventLoop::cancel_here(TimerId id) {
     firing_timer_->cancelled = true;  // it lives until its task returns
     return;
   }
-  user_timers_.erase(id.value);
+  if (user_timers_.erase(id.value) > 0) return;
+  // It may still be in the mailbox; if it has fired long ago, the note goes with the last of those.
+  if (timers_under_way_.load() > 0) cancelled_under_way_.push_back(id.value);
 }
 
 void EventLoop::fire(UserTimer& timer) {

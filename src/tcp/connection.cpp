@@ -299,7 +299,7 @@ void TcpConnection::pump() {
 
 void TcpConnection::output_drained() {
   end_stall();
-  if (callbacks().on_write_complete) {
+  if (callbacks().on_write_complete || next_behaviour_) {
     write_complete_due_ = true;
     schedule_notify();
   }
@@ -325,6 +325,7 @@ void TcpConnection::discard_output() {
   end_stall();
   if (output_.empty()) return;
   output_discarded_ += output_.bytes();
+  write_complete_due_ = false;
   const std::size_t held = output_.owned_charge();
   output_.clear(table_->pool());
   loop_->memory().discharge(held);
@@ -442,7 +443,8 @@ void TcpConnection::drop_input() noexcept {
 
 void TcpConnection::on_peer_finished() {
   last_activity_ = loop_->now();
-  if (phase_ == Phase::open && !may_deliver()) {
+  // Kept input that is about to be offered comes before the end.
+  if (phase_ == Phase::open && (!may_deliver() || (offer_input_ && !input_.empty()))) {
     input_end_due_ = true;
     apply_reading();
     return;
@@ -495,6 +497,7 @@ void TcpConnection::update_flow() {
   const std::size_t queued = output_.bytes();
   if (!above_high_ && queued > limits().high_water) {
     above_high_ = true;
+    passed_high_ = true;
   } else if (above_high_ && queued <= std::min(limits().low_water, limits().high_water)) {
     above_high_ = false;
     // Its callback may have stopped because of the mark.
@@ -502,7 +505,7 @@ void TcpConnection::update_flow() {
   } else {
     return;
   }
-  if (callbacks().on_high_water || callbacks().on_low_water) schedule_notify();
+  if (callbacks().on_high_water || callbacks().on_low_water || next_behaviour_) schedule_notify();
   apply_reading();
 }
 
@@ -707,12 +710,10 @@ void TcpConnection::schedule_notify() {
 
 bool TcpConnection::notify() {
   begin_event();
-  if (phase_ == Phase::open && above_high_ != notified_above_high_) {
-    notified_above_high_ = above_high_;
-    const auto& callback = above_high_ ? callbacks().on_high_water : callbacks().on_low_water;
-    if (callback) run_callback([&] { callback(*this); });
-  }
-  if (std::exchange(write_complete_due_, false) && callbacks().on_write_complete) {
+  if (phase_ == Phase::open) notify_water_marks();
+  // Once per drain: what was sent since then has a drain of its own to come.
+  if (std::exchange(write_complete_due_, false) && output_.empty() &&
+      callbacks().on_write_complete) {
     run_callback([this] { callbacks().on_write_complete(*this); });
   }
   if (std::exchange(offer_input_, false)) {
@@ -724,6 +725,24 @@ bool TcpConnection::notify() {
     return true;
   }
   return false;
+}
+
+// Strictly alternating. A mark that was passed and left behind in one turn is told all the same: a
+// sender may have been told to wait for it.
+void TcpConnection::notify_water_marks() {
+  const bool rose = std::exchange(passed_high_, false) && !notified_above_high_;
+  if (rose) {
+    notified_above_high_ = true;
+    if (callbacks().on_high_water) {
+      run_callback([this] { callbacks().on_high_water(*this); });
+    }
+  }
+  if (phase_ == Phase::open && notified_above_high_ && !above_high_) {
+    notified_above_high_ = false;
+    if (callbacks().on_low_water) {
+      run_callback([this] { callbacks().on_low_water(*this); });
+    }
+  }
 }
 
 void TcpConnection::report_end() {

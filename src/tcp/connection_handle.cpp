@@ -14,24 +14,32 @@ namespace {
 // What a posted operation costs beyond its payload: the task and its place in the mailbox.
 constexpr std::size_t kPostOverhead = 128;
 
-// Runs on the connection's loop, as a task.
+// Runs on the connection's loop, as a task. `visit` answers false if it came too late.
 template <class Visit>
 void visit_connection(SlotId id, Visit& visit) {
   ConnectionTable& table = ConnectionTable::of(*EventLoop::current());
-  if (TcpConnection* connection = table.find(id); connection != nullptr) {
-    visit(*connection);
-  } else {
-    ++table.counters().stale_drops;
-  }
+  TcpConnection* connection = table.find(id);
+  if (connection == nullptr || !visit(*connection)) ++table.counters().stale_drops;
 }
 
 }  // namespace
 
 PostResult ConnectionHandle::post(std::move_only_function<void(TcpConnection&)> visit) const {
+  return post_charged(std::move(visit), kPostOverhead);
+}
+
+PostResult ConnectionHandle::post_charged(std::move_only_function<void(TcpConnection&)> visit,
+                                          std::size_t charge) const {
   return Mailbox::post(
       loop_,
-      [id = connection_, visit = std::move(visit)]() mutable { visit_connection(id, visit); },
-      kPostOverhead);
+      [id = connection_, visit = std::move(visit)]() mutable {
+        auto run = [&](TcpConnection& connection) {
+          visit(connection);
+          return true;
+        };
+        visit_connection(id, run);
+      },
+      charge);
 }
 
 // The task owns the payload by pointer, so that it can be taken back out when the mailbox refuses.
@@ -41,7 +49,11 @@ PostResult ConnectionHandle::post_payload(Payload& payload) const {
   auto owned = std::make_unique<Payload>(std::move(payload));
   Payload& posted = *owned;
   Task task = [id = connection_, owned = std::move(owned)] {
-    auto send = [&](TcpConnection& connection) { connection.send(std::move(*owned)); };
+    auto send = [&](TcpConnection& connection) {
+      if (!connection.can_send()) return false;
+      connection.send(std::move(*owned));
+      return true;
+    };
     visit_connection(id, send);
   };
   const PostResult result = Mailbox::post(loop_, std::move(task), charge);
@@ -61,14 +73,15 @@ PostResult ConnectionHandle::send(std::span<const std::byte> payload) const {
   return send(std::vector<std::byte>(payload.begin(), payload.end()));
 }
 
+// Without a charge: a loop that is full can still be told to let go.
 PostResult ConnectionHandle::finish() const {
-  return post([](TcpConnection& connection) { connection.finish(); });
+  return post_charged([](TcpConnection& connection) { connection.finish(); }, 0);
 }
 PostResult ConnectionHandle::close() const {
-  return post([](TcpConnection& connection) { connection.close(); });
+  return post_charged([](TcpConnection& connection) { connection.close(); }, 0);
 }
 PostResult ConnectionHandle::abort() const {
-  return post([](TcpConnection& connection) { connection.abort(); });
+  return post_charged([](TcpConnection& connection) { connection.abort(); }, 0);
 }
 
 }  // namespace penstock

@@ -49,7 +49,9 @@ struct ServerCore::Handover {
     core->connection_gone(*share);
   }
 
-  void operator()() { core->adopt(*std::exchange(share, nullptr), std::move(fd), peer); }
+  void operator()() {
+    if (!core->stopping_) core->adopt(*std::exchange(share, nullptr), std::move(fd), peer);
+  }
 
   CountedPtr<ServerCore> core;
   Share* share;
@@ -95,7 +97,8 @@ void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
   const Result<ConnectionHandle> adopted =
       ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share);
   if (adopted) return;
-  log(LogLevel::warning, "a connection was closed at once: " + adopted.error().message());
+  log_composed(LogLevel::warning,
+               [&] { return "a connection was closed at once: " + adopted.error().message(); });
   if (share.started == started) connection_gone(share);  // else it has ended like any other
 }
 
@@ -134,10 +137,10 @@ void ServerCore::room_again() {
 
 void ServerCore::stop(Duration deadline) {
   accept_loop_.assert_here();
-  if (!std::exchange(stopping_, true)) {
+  if (!stopping_.exchange(true)) {
     listener_.close();
     // Behind the handovers that are under way to the same loops.
-    for_each_share([](Share& share) { share.close_all(); });
+    if (deadline > Duration::zero()) for_each_share([](Share& share) { share.close_all(); });
   }
   if (deadline <= Duration::zero()) {
     abort_left();
@@ -152,8 +155,9 @@ void ServerCore::stop(Duration deadline) {
 void ServerCore::abort_left() {
   deadline_timer_.cancel();
   if (live() == 0) return;
-  log(LogLevel::warning,
-      "stop: resetting the connections that are left (" + std::to_string(live()) + ")");
+  log_composed(LogLevel::warning, [this] {
+    return "stop: resetting the connections that are left (" + std::to_string(live()) + ")";
+  });
   for_each_share([](Share& share) { share.core.aborted_at_stop_.fetch_add(share.abort_all()); });
 }
 

@@ -97,7 +97,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::move_only_function<void()> stopped_;
   Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
   std::optional<TimerPlace> deadline_place_;  // from listen() to abandon()
-  bool stopping_ = false;
+  std::atomic<bool> stopping_{false};         // set on the accepting loop
   std::mutex
       mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()
   std::condition_variable empty_;

@@ -1,4 +1,5 @@
-// What the busy may cost the quiet (scenarios Q1 to Q6), on every back-end: counted in bytes and turns, never in time.
+// What the busy may cost the quiet (scenarios Q1 to Q6), on every back-end: counted in bytes and
+// turns, never in time.
 
 #include <algorithm>
 #include <functional>
@@ -42,7 +43,8 @@ class Fairness : public ConformanceTest {
   }
   static std::size_t served(const std::vector<std::unique_ptr<Flooder>>& flooders) {
     std::size_t sum = 0;
-    for (const auto& flooder : flooders) sum += flooder->served;
+    for (const auto& flooder : flooders)
+      sum += flooder->served;
     return sum;
   }
   /// A byte that is ready to be read when this returns.
@@ -78,7 +80,8 @@ TEST_P(Fairness, AQuietConnectionWaitsForTheFloodingOnesNoLongerThanTheirBudgets
     EXPECT_LE(served_before - at_ready, 2 * 4 * kReadBudget);
     world.turn(static_cast<int>(round % 3));
   }
-  for (const auto& flooder : flooders) EXPECT_GT(flooder->served, 0u);
+  for (const auto& flooder : flooders)
+    EXPECT_GT(flooder->served, 0u);
 }
 
 // Q1: a turn gives each connection its budget and no more, in bytes and in calls.
@@ -88,7 +91,8 @@ TEST_P(Fairness, ATurnReadsAtMostTheBudgetOfEachConnection) {
   for (int turn = 0; turn < 20; ++turn) {
     flood(flooders);
     std::vector<std::size_t> before;
-    for (const auto& flooder : flooders) before.push_back(flooder->served);
+    for (const auto& flooder : flooders)
+      before.push_back(flooder->served);
     world.turn();
     for (std::size_t i = 0; i < flooders.size(); ++i) {
       EXPECT_LE(flooders[i]->served - before[i], kReadBudget);
@@ -175,14 +179,17 @@ TEST_P(Fairness, MoreReadyConnectionsThanEventsAreAllServedInTurn) {
   constexpr std::size_t kConnections = 40;
   constexpr std::size_t kEvents = 8;
   std::vector<World::Link> links;
-  for (std::size_t i = 0; i < kConnections; ++i) links.push_back(world.connect());
+  for (std::size_t i = 0; i < kConnections; ++i)
+    links.push_back(world.connect());
   world.settle();
-  const auto small = world.kernel.inject(
-      {.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
+  const auto small =
+      world.kernel.inject({.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
   for (std::size_t round = 1; round <= 3; ++round) {
-    for (const World::Link& link : links) write_byte(link);
+    for (const World::Link& link : links)
+      write_byte(link);
     world.turn(static_cast<int>(kConnections / kEvents + 1));
-    for (const World::Link& link : links) EXPECT_EQ(link.record->received.size(), round);
+    for (const World::Link& link : links)
+      EXPECT_EQ(link.record->received.size(), round);
   }
   EXPECT_GT(world.kernel.fired(small), 0u);
 }
@@ -194,14 +201,15 @@ TEST_P(Fairness, ConnectionsThatAreAlwaysReadyTakeTurnsInASmallEventArray) {
   const auto flooders = make_flooders(kConnections);
   World::Link quiet = world.connect();
   flood(flooders);
-  const auto small = world.kernel.inject(
-      {.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
+  const auto small =
+      world.kernel.inject({.call = Call::epoll_wait, .every = 1, .shorten_to = kEvents});
   world.turn(static_cast<int>(kConnections / kEvents + 1));
   for (int round = 1; round <= 4; ++round) {
     flood(flooders);
     write_byte(quiet);
     std::vector<std::size_t> before;
-    for (const auto& flooder : flooders) before.push_back(flooder->served);
+    for (const auto& flooder : flooders)
+      before.push_back(flooder->served);
     world.turn(static_cast<int>((kConnections + 1 + kEvents - 1) / kEvents + 1));
     for (std::size_t i = 0; i < kConnections; ++i) {
       EXPECT_GT(flooders[i]->served, before[i]) << "connection " << i << " was left out";
@@ -215,11 +223,14 @@ TEST_P(Fairness, ConnectionsThatAreAlwaysReadyTakeTurnsInASmallEventArray) {
 TEST_P(Fairness, MoreReadyConnectionsThanTheFirstArrayHoldsAreServedWithinAFewTurns) {
   constexpr std::size_t kConnections = 300;
   std::vector<World::Link> links;
-  for (std::size_t i = 0; i < kConnections; ++i) links.push_back(world.connect());
+  for (std::size_t i = 0; i < kConnections; ++i)
+    links.push_back(world.connect());
   world.settle();
-  for (const World::Link& link : links) write_byte(link);
+  for (const World::Link& link : links)
+    write_byte(link);
   world.turn(static_cast<int>(kConnections / 64 + 2));
-  for (const World::Link& link : links) EXPECT_EQ(link.record->received, "x");
+  for (const World::Link& link : links)
+    EXPECT_EQ(link.record->received, "x");
 }
 
 // Q4: tasks that breed, and timers that are always due, leave connections their share.
@@ -229,11 +240,13 @@ TEST_P(Fairness, TasksAndTimersWithoutEndDoNotHoldUpAConnection) {
   std::function<void()> breed = [&] {
     if (!stop) world.loop.queue_in_loop([&] { breed(); });
   };
-  for (int i = 0; i < 5000; ++i) breed();
+  for (int i = 0; i < 5000; ++i)
+    breed();
   std::function<void()> tick = [&] {
     if (!stop) world.loop.run_after(Duration::zero(), [&] { tick(); });
   };
-  for (int i = 0; i < 100; ++i) tick();
+  for (int i = 0; i < 100; ++i)
+    tick();
   std::uint64_t timers_before = 0;
   std::uint64_t timers_fired_then = 0;
   for (std::size_t round = 1; round <= 10; ++round) {
@@ -263,7 +276,8 @@ TEST_P(Fairness, TenThousandSmallWritesAreGathered) {
   };
   const std::uint64_t before = sends();
   constexpr std::size_t kWrites = 10'000;
-  for (std::size_t i = 0; i < kWrites; ++i) link.connection->send("0123456789");
+  for (std::size_t i = 0; i < kWrites; ++i)
+    link.connection->send("0123456789");
   ASSERT_TRUE(world.run_until([&] {
     client.read_some();
     return client.bytes == kWrites * 10;

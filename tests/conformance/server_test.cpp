@@ -1,5 +1,5 @@
-// How a server starts, stops and dies (scenarios G1, G2, XT4 to XT6, B5), on every back-end: on a loop of the program's, and
-// with loops of its own.
+// How a server starts, stops and dies (scenarios G1, G2, XT4 to XT6, B5), on every back-end: on a
+// loop of the program's, and with loops of its own.
 
 #include <pthread.h>
 #include <signal.h>
@@ -43,7 +43,7 @@ class ScopedVariable {
   std::optional<std::string> before_;
 };
 
-// -- On a loop of the program's --------------------------------------------------------------------------------------------------
+// -- On a loop of the program's
 
 class Server : public ConformanceTest {
  protected:
@@ -179,7 +179,8 @@ TEST_P(Server, AnOrderlyStopFlushesTheQueueToASlowReader) {
   }
   ASSERT_TRUE(world.run_until([&] { return ledger.closes == 2; }));
   EXPECT_EQ(ledger.count(CloseReason::local), 2u);
-  for (const CloseReport& report : ledger.reports) EXPECT_EQ(report.bytes_discarded, 0u);
+  for (const CloseReport& report : ledger.reports)
+    EXPECT_EQ(report.bytes_discarded, 0u);
   EXPECT_EQ(server->statistics().aborted_at_stop, 0u);
   EXPECT_EQ(server->statistics().bytes_sent, 2 * kMuch);
   EXPECT_EQ(server->statistics().live, 0u);
@@ -304,7 +305,8 @@ TEST_P(Server, AConnectionThatHadEndedByItselfIsNotCountedAsReset) {
 
 TEST_P(Server, AStopWithoutConnectionsIsOverAtOnceAndIdempotent) {
   start();
-  for (int i = 0; i < 3; ++i) server->stop();
+  for (int i = 0; i < 3; ++i)
+    server->stop();
   world.turn();
   EXPECT_EQ(connect_outcome(server->address()), ECONNREFUSED);
   server->stop(Duration::zero());
@@ -342,11 +344,13 @@ TEST_P(Server, SeveralServersLiveOnOneLoop) {
   std::array<std::unique_ptr<TcpServer>, kServers> servers;
   std::array<std::vector<RawClient>, kServers> clients;
   for (std::size_t i = 0; i < kServers; ++i) {
-    servers[i] = std::make_unique<TcpServer>(world.loop, TcpServerOptions{.max_connections = i + 1});
+    servers[i] =
+        std::make_unique<TcpServer>(world.loop, TcpServerOptions{.max_connections = i + 1});
     ledgers[i].keep(*servers[i]);
     ASSERT_TRUE(servers[i]->start().has_value());
   }
-  for (std::size_t i = 0; i < kServers; ++i) clients[i] = clients_of(*servers[i], ledgers[i], i + 1);
+  for (std::size_t i = 0; i < kServers; ++i)
+    clients[i] = clients_of(*servers[i], ledgers[i], i + 1);
   // The limit of one is not that of another.
   EXPECT_EQ(ledgers[2].live.size(), 3u);
   servers[1].reset();
@@ -355,7 +359,8 @@ TEST_P(Server, SeveralServersLiveOnOneLoop) {
   world.turn(3);
   EXPECT_EQ(ledgers[0].closes, 1u);
   EXPECT_EQ(ledgers[2].closes, 0u);
-  for (RawClient& client : clients[2]) send_text(linux_kernel(), client.fd.get(), "x");
+  for (RawClient& client : clients[2])
+    send_text(linux_kernel(), client.fd.get(), "x");
   EXPECT_TRUE(world.run_until([&] { return ledgers[2].received == "xxx"; }));
 }
 
@@ -390,7 +395,8 @@ TEST_P(Server, DestroyedInOneOfItsCallbacksItsConnectionsAreReportedInThatTurn) 
   });
   ASSERT_TRUE(server->start().has_value());
   std::vector<RawClient> clients = clients_of(*server, ledger, 4);
-  for (RawClient& client : clients) send_text(linux_kernel(), client.fd.get(), "die");
+  for (RawClient& client : clients)
+    send_text(linux_kernel(), client.fd.get(), "die");
   ASSERT_TRUE(world.run_until([&] { return destroyed; }));
   EXPECT_EQ(ledger.closes, 4u);
   world.turn(2);
@@ -454,7 +460,8 @@ TEST_P(Server, DestroyedFromAnotherThreadItWaitsForEveryOnClose) {
     EventLoop loop({.backend = GetParam(), .kernel = &world.kernel});
     auto its_server = std::make_unique<TcpServer>(loop);
     its_server->on_connect([&](TcpConnection&) { ++connects; });
-    its_server->on_message([](TcpConnection& peer, InputBuffer& in) { peer.send(in.take_string()); });
+    its_server->on_message(
+        [](TcpConnection& peer, InputBuffer& in) { peer.send(in.take_string()); });
     its_server->on_close([&](TcpConnection&, const CloseReport&) {
       std::this_thread::yield();
       ++closes;
@@ -463,7 +470,8 @@ TEST_P(Server, DestroyedFromAnotherThreadItWaitsForEveryOnClose) {
     std::thread runner([&] { EXPECT_TRUE(loop.run().has_value()); });
     std::vector<RawClient> clients = connect_many(its_server->address(), 8);
     EXPECT_TRUE(eventually([&] { return connects.load() == 8; }));
-    for (RawClient& client : clients) send_text(linux_kernel(), client.fd.get(), "write on");
+    for (RawClient& client : clients)
+      send_text(linux_kernel(), client.fd.get(), "write on");
     its_server.reset();
     EXPECT_EQ(closes.load(), 8);
     loop.stop();
@@ -471,7 +479,8 @@ TEST_P(Server, DestroyedFromAnotherThreadItWaitsForEveryOnClose) {
   }
 }
 
-// XT6: the loop is told to stop while the server is being destroyed elsewhere; the destruction must come to its end.
+// XT6: the loop is told to stop while the server is being destroyed elsewhere; the destruction must
+// come to its end.
 TEST_P(Server, DestroyedFromAnotherThreadWhileTheLoopStopsItDoesNotHang) {
   std::atomic<int> closes = 0;
   EventLoop loop({.backend = GetParam(), .kernel = &world.kernel});
@@ -497,7 +506,8 @@ TEST_P(Server, DestroyedFromAnotherThreadWhileTheLoopStopsItDoesNotHang) {
     EXPECT_TRUE(loop.run().has_value());
     EXPECT_TRUE(eventually([&] { return destroyed.load(); }))
         << "the destructor waits for a loop that has stopped";
-    while (!destroyed.load()) loop.step();  // so that the test comes to an end
+    while (!destroyed.load())
+      loop.step();  // so that the test comes to an end
   });
   last_turn.wait();
   its_server.reset();
@@ -508,7 +518,7 @@ TEST_P(Server, DestroyedFromAnotherThreadWhileTheLoopStopsItDoesNotHang) {
 
 PENSTOCK_ON_EVERY_BACKEND(Server);
 
-// -- With loops of its own ----------------------------------------------------------------------------------------------------------
+// -- With loops of its own
 
 /// A server that runs in a thread.
 class OwnLoops : public testing::TestWithParam<std::tuple<Backend, std::size_t>> {
@@ -562,7 +572,8 @@ TEST_P(OwnLoops, ServesUntilItIsStoppedFromAnotherThread) {
     keep(server);
     run(server);
     std::vector<RawClient> clients = connect_many(server.address(), 6);
-    for (RawClient& client : clients) send_text(linux_kernel(), client.fd.get(), "echo");
+    for (RawClient& client : clients)
+      send_text(linux_kernel(), client.fd.get(), "echo");
     for (RawClient& client : clients) {
       EXPECT_TRUE(eventually([&] {
         client.read_some();
@@ -655,7 +666,8 @@ TEST_P(OwnLoops, DestroyedWithLiveConnectionsItReportsEachEndOnce) {
       server.loop().step();
       return connects() == 6;
     }));
-    for (RawClient& client : clients) send_text(linux_kernel(), client.fd.get(), "write on");
+    for (RawClient& client : clients)
+      send_text(linux_kernel(), client.fd.get(), "write on");
   }
   EXPECT_EQ(ledger.closes, 6u);
   EXPECT_TRUE(ledger.live.empty());
@@ -694,7 +706,8 @@ TEST_P(OwnLoops, WhicheverCallFailsWhileItStartsAndStopsNothingIsLeftBehind) {
   for (std::uint64_t which = 1; reached; ++which) {
     ASSERT_LT(which, 200u);
     SCOPED_TRACE(which);
-    // Waits and clocks cannot fail; closing succeeds whatever it says. Reads and writes of the wake-up are settled at the loop.
+    // Waits and clocks cannot fail; closing succeeds whatever it says. Reads and writes of the
+    // wake-up are settled at the loop.
     const auto rule = kernel.inject({.call = Call::epoll_create, .first = which, .error = EMFILE});
     const auto second = kernel.inject({.call = Call::eventfd, .first = which, .error = ENFILE});
     const auto third = kernel.inject(
@@ -845,7 +858,8 @@ TEST_P(OwnLoops, ASecondSignalResetsAndAnswers130) {
   }
 }
 
-// G1: a signal that had been blocked and pending before run() stops it, too, and stays blocked afterwards.
+// G1: a signal that had been blocked and pending before run() stops it, too, and stays blocked
+// afterwards.
 TEST_P(OwnLoops, AMaskThatBlockedTheSignalAlreadyIsRestoredAsItWas) {
   sigset_t block;
   sigset_t previous;
@@ -896,14 +910,14 @@ TEST_P(OwnLoops, ARunOfAServerThatHasStoppedReturns) {
   keep(server);
   ASSERT_TRUE(server.start().has_value());
   server.stop();
-  for (int turn = 0; turn < 3; ++turn) server.loop().step();
+  for (int turn = 0; turn < 3; ++turn)
+    server.loop().step();
   EXPECT_EQ(connect_outcome(server.address()), ECONNREFUSED);
   // If run() waits for ever, this ends it.
-  const TimerId rescue =
-      server.loop().run_after(std::chrono::seconds(5), [&] {
-        ADD_FAILURE() << "run() waits for a stop that has been";
-        server.loop().stop();
-      });
+  const TimerId rescue = server.loop().run_after(std::chrono::seconds(5), [&] {
+    ADD_FAILURE() << "run() waits for a stop that has been";
+    server.loop().stop();
+  });
   EXPECT_EQ(server.run(), 0);
   server.loop().cancel(rescue);
 }

@@ -1,5 +1,5 @@
-// A server under test and the raw clients of it: what its callbacks were told, checked as it happens, and short verbs for clients.
-// One thread, unless a test says otherwise.
+// A server under test and the raw clients of it: what its callbacks were told, checked as it
+// happens, and short verbs for clients. One thread, unless a test says otherwise.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -17,7 +17,8 @@
 
 namespace penstock::test {
 
-/// The account that a server's callbacks keep. Any callback before on_connect or after on_close is a failure of the test.
+/// The account that a server's callbacks keep. Any callback before on_connect or after on_close is
+/// a failure of the test.
 struct Ledger {
   std::size_t connects = 0;
   std::size_t closes = 0;
@@ -39,7 +40,8 @@ struct Ledger {
   }
   std::size_t count(CloseReason reason) const {
     std::size_t found = 0;
-    for (const CloseReport& report : reports) found += report.reason == reason ? 1 : 0;
+    for (const CloseReport& report : reports)
+      found += report.reason == reason ? 1 : 0;
     return found;
   }
 
@@ -50,8 +52,7 @@ struct Ledger {
       seen(peer);
       received += in.take_string();
     });
-    server.on_close(
-        [this](TcpConnection& peer, const CloseReport& report) { down(peer, report); });
+    server.on_close([this](TcpConnection& peer, const CloseReport& report) { down(peer, report); });
   }
 };
 
@@ -99,7 +100,8 @@ inline UniqueFd connect_to(const SocketAddress& address) {
 
 inline std::vector<RawClient> connect_many(const SocketAddress& address, std::size_t count) {
   std::vector<RawClient> clients;
-  for (std::size_t i = 0; i < count; ++i) clients.emplace_back(connect_to(address));
+  for (std::size_t i = 0; i < count; ++i)
+    clients.emplace_back(connect_to(address));
   return clients;
 }
 

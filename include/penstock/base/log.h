@@ -27,6 +27,18 @@ bool log_enabled(LogLevel level) noexcept;
 /// Hands one line to the sink if its level is enabled.
 void log(LogLevel level, std::string_view line) noexcept;
 
+/// The same for a line that must be composed first: compose() answers a std::string, runs only if
+/// the level is enabled, and may run out of memory.
+template <class Compose>
+void log_composed(LogLevel level, Compose compose) noexcept {
+  if (!log_enabled(level)) return;
+  try {
+    log(level, compose());
+  } catch (...) {
+    log(level, "(there was no memory to say what happened)");
+  }
+}
+
 /// The level's name in lower case, for instance "warning".
 std::string_view to_string(LogLevel level) noexcept;
 

@@ -205,8 +205,8 @@ class EventLoop {
   }
   void run_tasks();
   bool anything_due();
-  TimerId next_timer_id() noexcept;
-  void add_timer(TimerId id, TimePoint when, Duration period, Task task);
+  TimerId add_timer(TimePoint when, Duration period, Task task);
+  void add_timer_here(TimerId id, TimePoint when, Duration period, Task task);
   void fire(UserTimer& timer);
   void cancel_here(TimerId id);
 
@@ -220,6 +220,8 @@ class EventLoop {
   std::size_t next_task_ = 0;
   std::unordered_map<std::uint64_t, std::unique_ptr<UserTimer>> user_timers_;
   UserTimer* firing_timer_ = nullptr;
+  std::vector<std::uint64_t> cancelled_under_way_;  // before the mailbox brought them
+  std::atomic<std::size_t> timers_under_way_{0};
   std::unordered_map<std::uint64_t, std::unique_ptr<UserWatch>> user_watches_;
   std::vector<std::unique_ptr<UserWatch>> ended_watches_;  // destroyed at the end of the turn
   std::unique_ptr<SignalWatcher> signals_;

@@ -103,6 +103,10 @@ class TcpConnection final : private StreamHandler,
   [[nodiscard]] SendOutcome try_send(std::vector<std::byte>&& payload);
   [[nodiscard]] SendOutcome try_send(SharedBytes payload);
 
+  /// Whether a send would be accepted at all: neither side has ended it, and finish() has not been
+  /// called.
+  bool can_send() const noexcept;
+
   /// Bytes accepted and not yet taken by the kernel.
   std::size_t queued_bytes() const noexcept { return output_.bytes(); }
 
@@ -117,8 +121,8 @@ class TcpConnection final : private StreamHandler,
   void abort();
   /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
   void close_with_protocol_error();
-  /// close(), but at once when the peer has acknowledged everything and nothing waits to be read: for
-  /// an orderly stop.
+  /// close(), but at once when the peer has acknowledged everything and nothing waits to be read:
+  /// for an orderly stop.
   void close_for_stop();
 
   /// Whether neither close(), abort() nor an error has ended it.
@@ -221,7 +225,6 @@ class TcpConnection final : private StreamHandler,
   void on_closed() override;
 
   // Sending
-  bool can_send() const noexcept;
   bool reserve(std::size_t charge, std::size_t owned) noexcept;
   template <class Append>
   SendOutcome enqueue(std::size_t charge, std::size_t owned, Append append);
@@ -256,6 +259,7 @@ class TcpConnection final : private StreamHandler,
   void run_callback(Call call);
   void after_handler();
   void schedule_notify();
+  void notify_water_marks();
   void report_end();
   void finish_if_allowed();
   void finish_if_drained();
@@ -295,6 +299,7 @@ class TcpConnection final : private StreamHandler,
   bool receiving_ = true;      // what the stream has been told
   bool above_high_ =
       false;  // output passed the high-water mark and has not come down to the low one
+  bool passed_high_ = false;  // it has risen above since on_high_water was last considered
   bool notified_above_high_ = false;
   bool finish_requested_ = false;
   bool finished_ = false;          // FIN is out

@@ -36,6 +36,7 @@ class ConnectionHandle {
   PostResult send(std::span<const std::byte> payload) const;
   PostResult send(const char* text) const { return send(std::string_view(text)); }
 
+  /// These three are never refused as full.
   PostResult finish() const;
   PostResult close() const;
   PostResult abort() const;
@@ -51,6 +52,8 @@ class ConnectionHandle {
 
   template <class Payload>
   PostResult post_payload(Payload& payload) const;
+  PostResult post_charged(std::move_only_function<void(TcpConnection&)> visit,
+                          std::size_t charge) const;
 
   LoopId loop_;
   SlotId connection_;
