@@ -158,7 +158,7 @@ void EventLoop::stop() noexcept {
   if (!in_loop()) queue_in_loop([] {});  // wakes it
 }
 
-void EventLoop::turn(Duration longest_wait) {
+void EventLoop::turn(Duration longest_wait) noexcept {
   const TurnScope scope(*this);
   ++statistics_.turns;
 

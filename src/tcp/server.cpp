@@ -13,8 +13,9 @@ namespace penstock {
 namespace {
 
 std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
-  return std::make_unique<EventLoop>(
-      EventLoopOptions{.backend = options.backend, .kernel = options.kernel});
+  EventLoopOptions loop{.backend = options.backend, .kernel = options.kernel};
+  if (options.memory_max != 0) loop.memory_budget = make_counted<MemoryBudget>(options.memory_max);
+  return std::make_unique<EventLoop>(std::move(loop));
 }
 
 // How many connections fit: explicit limits must, the default leaves a tenth of the free
@@ -60,14 +61,16 @@ TcpServer::~TcpServer() {
   if (loop_->running()) {
     const PostResult posted = Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
     PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
-    constexpr std::chrono::milliseconds kLookAgain(20);
-    while (!core_->wait_until_abandoned(kLookAgain)) {
-      if (loop_->running()) continue;
+    const timespec look_again{.tv_sec = 0, .tv_nsec = 5'000'000};
+    while (!core_->is_gone()) {
+      if (loop_->running()) {
+        loop_->kernel().poll({}, &look_again);
+        continue;
+      }
       // Its run() has ended without another turn: the rest is done here.
       core_->abandon();
       while (core_->live() > 0)
         loop_->step();
-      return;
     }
     return;
   }
@@ -109,7 +112,9 @@ Result<void> TcpServer::start_loops_and_listen(const SocketAddress& address) {
   if (own_loop_ && options_.loops > 0) {
     group_ = std::make_unique<LoopGroup>(
         LoopGroupOptions{.loops = options_.loops,
-                         .loop = {.backend = options_.backend, .kernel = options_.kernel},
+                         .loop = {.backend = options_.backend,
+                 .kernel = options_.kernel,
+                 .memory_budget = loop_->memory().budget()},
                          .on_thread_start = [this](std::size_t index, EventLoop& loop) {
                            if (options_.on_thread_start) options_.on_thread_start(index, loop);
                          }});

@@ -1,6 +1,7 @@
 #include "tcp/server_core.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <new>
 #include <string>
 #include <utility>
@@ -94,8 +95,12 @@ ServerCore::Share& ServerCore::next_share() noexcept {
 
 void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
   const std::size_t started = share.started;
-  const Result<ConnectionHandle> adopted =
-      ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share);
+  Result<ConnectionHandle> adopted = failure(ENOMEM);
+  try {
+    adopted = ConnectionTable::of(share.loop).adopt(std::move(fd), peer, behaviour_, &share);
+  } catch (const std::bad_alloc&) {
+    fd.reset();  // no memory for the table itself
+  }
   if (adopted) return;
   log_composed(LogLevel::warning,
                [&] { return "a connection was closed at once: " + adopted.error().message(); });
@@ -118,11 +123,6 @@ void ServerCore::connection_gone(Share& share) noexcept {
   if (left == 0 && wants_end_.load()) {
     on_accept_loop([](ServerCore& core) { core.check_stopped(); });
   }
-}
-
-bool ServerCore::wait_until_abandoned(std::chrono::milliseconds limit) {
-  std::unique_lock lock(mutex_);
-  return empty_.wait_for(lock, limit, [this] { return abandoned_ && live() == 0; });
 }
 
 void ServerCore::room_again() {
@@ -169,9 +169,7 @@ void ServerCore::abandon() {
   deadline_timer_.cancel();
   deadline_place_.reset();
   for_each_share([](Share& share) { share.abort_all(); });
-  const std::lock_guard lock(mutex_);
-  abandoned_ = true;
-  empty_.notify_all();
+  abandoned_.store(true);
 }
 
 void ServerCore::on_stopped(std::move_only_function<void()> stopped) {

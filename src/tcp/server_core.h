@@ -7,12 +7,10 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -43,9 +41,8 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   const SocketAddress& address() const noexcept { return listener_.address(); }
 
   // -- Thread-safe --
-  /// Waits until abandon() has run and no connection is left, or for `limit`. Answers whether it is
-  /// so.
-  bool wait_until_abandoned(std::chrono::milliseconds limit);
+  /// Whether abandon() has run and no connection is left.
+  bool is_gone() const noexcept { return abandoned_.load() && live() == 0; }
   std::size_t live() const noexcept { return live_.load(); }
   std::size_t max_connections() const noexcept { return max_connections_; }
   ServerStatistics statistics() const;

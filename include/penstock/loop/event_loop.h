@@ -114,7 +114,9 @@ class EventLoop {
   /// task is destroyed unrun.
   void queue_in_loop(Task task);
 
-  /// Runs the task once at `when`; one that has passed means the next turn. Never early.
+  /// Runs the task once at `when`, never early. A timer fires after the first poll that began at or
+  /// behind its time, so what had arrived by then is dispatched first; one that is due already
+  /// takes a turn or two.
   TimerId run_at(TimePoint when, Task task);
   /// Runs the task once, `delay` from now; negative counts as zero.
   TimerId run_after(Duration delay, Task task);
@@ -196,7 +198,8 @@ class EventLoop {
   static constexpr std::size_t kTimersPerTurn = 1024;
   static constexpr int kTurnsBehindMax = 32;
 
-  void turn(Duration longest_wait);
+  // What escapes a turn (no memory for the loop itself) ends the program.
+  void turn(Duration longest_wait) noexcept;
   // By index: a callback may bring a new service to life.
   template <class Visit>
   void for_each_service(Visit visit) {

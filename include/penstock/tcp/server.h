@@ -41,6 +41,9 @@ struct TcpServerOptions {
   /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
   /// free at the start.
   std::size_t max_connections = 0;
+  /// Bytes that all connections on its own loops may hold in queues; 0: half of the machine's (or
+  /// cgroup's) memory. A program's loop brings its own budget.
+  std::size_t memory_max = 0;
   /// Limits of each connection.
   ConnectionLimits limits{};
   /// Complete connections that may wait to be accepted.
