@@ -111,11 +111,6 @@ void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
 void ServerCore::connection_gone(Share& share) noexcept {
   share.live.fetch_sub(1);
   const std::size_t left = live_.fetch_sub(1) - 1;
-  if (left == 0) {
-    const std::lock_guard lock(
-        mutex_);  // else the waiter could miss it between looking and waiting
-    empty_.notify_all();
-  }
   ended_.fetch_add(1, std::memory_order_relaxed);
   if ((wants_room_.load() || listener_.starved()) && !room_posted_.exchange(true)) {
     on_accept_loop([](ServerCore& core) { core.room_again(); });

@@ -95,10 +95,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   Timer deadline_timer_ = Timer::calling<&ServerCore::abort_left>(*this);
   std::optional<TimerPlace> deadline_place_;  // from listen() to abandon()
   std::atomic<bool> stopping_{false};         // set on the accepting loop
-  std::mutex
-      mutex_;  // guards abandoned_; taken only when the last connection ends, and by abandon()
-  std::condition_variable empty_;
-  bool abandoned_ = false;
+  std::atomic<bool> abandoned_{false};
 
   std::atomic<std::size_t> live_{0};
   std::atomic<bool> wants_room_{false};  // accepting waits for a connection to end
