@@ -24,7 +24,7 @@ CLI::Option* add_bytes(CLI::App& app, const std::string& name, std::size_t& valu
           },
           description)
       ->type_name("BYTES")
-      ->default_str(fmt::format("{}", format_bytes(value)));
+      ->default_str(option_text(value));
 }
 
 CLI::Option* add_duration(CLI::App& app, const std::string& name, Duration& value,

@@ -38,9 +38,10 @@ int run_echo(TcpServerOptions options) {
   });
   const int code = server.run();
   const ServerStatistics statistics = server.statistics();
-  fmt::print("served {} connections, received {} bytes, sent {} bytes, reset {} at the stop\n",
-             statistics.accepted, statistics.bytes_received, statistics.bytes_sent,
-             statistics.aborted_at_stop);
+  fmt::print(
+      "served {} connections, refused {}, received {} bytes, sent {} bytes, reset {} at the stop\n",
+      statistics.accepted, statistics.refused_for_descriptors, statistics.bytes_received,
+      statistics.bytes_sent, statistics.aborted_at_stop);
   std::fflush(stdout);
   return code;
 }

@@ -50,9 +50,8 @@ void set_up_log(LogLevel level) {
 // The parser's own words, but for an unknown command, which it does not name.
 std::string explain(const CLI::App& app, const CLI::ParseError& error, int argument_count,
                     char** arguments) {
-  if (argument_count < 2 || arguments[1][0] == '-' || !app.get_subcommands().empty()) {
-    return error.what();
-  }
+  if (argument_count < 2) return "name a command: echo or trace";
+  if (arguments[1][0] == '-' || !app.get_subcommands().empty()) return error.what();
   return fmt::format("'{}' is no command; the commands are echo and trace", arguments[1]);
 }
 

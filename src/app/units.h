@@ -18,6 +18,9 @@ std::optional<std::size_t> parse_bytes(std::string_view text);
 /// is refused.
 std::optional<Duration> parse_duration(std::string_view text);
 
+/// As parse_bytes() reads it, in the largest unit that is exact: "256KiB", "1000".
+std::string option_text(std::uint64_t bytes);
+
 /// For people: "1.5 MiB", "312 B".
 std::string format_bytes(std::uint64_t bytes);
 

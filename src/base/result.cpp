@@ -13,7 +13,7 @@ class PenstockCategory final : public std::error_category {
       case Errc::unknown_backend:
         return "unknown backend; the known ones are auto, epoll, epoll-et";
       case Errc::bad_address:
-        return "not an address; write HOST:PORT, [IPV6]:PORT, unix:PATH or unix:@NAME";
+        return "not an address; write HOST:PORT or [IPV6]:PORT, with a port from 0 to 65535";
       case Errc::needs_resolver:
         return "host names other than localhost are not resolved yet; write a numeric address";
       case Errc::too_many_connections:

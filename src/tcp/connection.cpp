@@ -108,8 +108,10 @@ bool TcpConnection::can_send() const noexcept {
 bool TcpConnection::reserve(std::size_t charge, std::size_t owned) noexcept {
   const std::size_t cap = limits().output_max;
   const std::size_t held = output_.charge();
-  if (cap != 0 && (charge > cap || held > cap - charge)) return false;
-  return loop_->memory().charge(owned);
+  const bool fits =
+      (cap == 0 || (charge <= cap && held <= cap - charge)) && loop_->memory().charge(owned);
+  if (!fits) answered_full_ = !output_.empty();
+  return fits;
 }
 
 template <class Append>
@@ -299,6 +301,10 @@ void TcpConnection::pump() {
 
 void TcpConnection::output_drained() {
   end_stall();
+  if (std::exchange(answered_full_, false)) {
+    passed_high_ = true;  // so that on_low_water is told
+    schedule_notify();
+  }
   if (callbacks().on_write_complete || next_behaviour_) {
     write_complete_due_ = true;
     schedule_notify();

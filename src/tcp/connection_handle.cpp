@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <type_traits>
 #include <utility>
 
 #include "penstock/loop/event_loop.h"
@@ -45,7 +46,8 @@ PostResult ConnectionHandle::post_charged(std::move_only_function<void(TcpConnec
 // The task owns the payload by pointer, so that it can be taken back out when the mailbox refuses.
 template <class Payload>
 PostResult ConnectionHandle::post_payload(Payload& payload) const {
-  const std::size_t charge = payload.size() + kPostOverhead;
+  std::size_t charge = kPostOverhead;
+  if constexpr (!std::is_same_v<Payload, SharedBytes>) charge += payload.size();
   auto owned = std::make_unique<Payload>(std::move(payload));
   Payload& posted = *owned;
   Task task = [id = connection_, owned = std::move(owned)] {

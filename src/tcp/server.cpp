@@ -13,7 +13,9 @@ namespace penstock {
 namespace {
 
 std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
-  EventLoopOptions loop{.backend = options.backend, .kernel = options.kernel};
+  EventLoopOptions loop{.backend = options.backend,
+                        .kernel = options.kernel,
+                        .posted_bytes_max = options.posted_bytes_max};
   if (options.memory_max != 0) loop.memory_budget = make_counted<MemoryBudget>(options.memory_max);
   return std::make_unique<EventLoop>(std::move(loop));
 }
@@ -22,7 +24,8 @@ std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
 // descriptors alone.
 Result<std::size_t> connections_that_fit(std::size_t wanted, Kernel& kernel) {
   const std::size_t limit = kernel.descriptor_limit();
-  const std::size_t open = kernel.open_descriptors();
+  constexpr std::size_t kOwn = 2;  // the listener and its reserve
+  const std::size_t open = kernel.open_descriptors() + kOwn;
   const std::size_t free = limit > open ? limit - open : 0;
   if (wanted == 0) return std::max<std::size_t>(1, free / 10 * 9 + free % 10 * 9 / 10);
   if (wanted > free) return failure(Errc::too_many_connections);
@@ -113,8 +116,9 @@ Result<void> TcpServer::start_loops_and_listen(const SocketAddress& address) {
     group_ = std::make_unique<LoopGroup>(
         LoopGroupOptions{.loops = options_.loops,
                          .loop = {.backend = options_.backend,
-                 .kernel = options_.kernel,
-                 .memory_budget = loop_->memory().budget()},
+                                  .kernel = options_.kernel,
+                                  .posted_bytes_max = options_.posted_bytes_max,
+                                  .memory_budget = loop_->memory().budget()},
                          .on_thread_start = [this](std::size_t index, EventLoop& loop) {
                            if (options_.on_thread_start) options_.on_thread_start(index, loop);
                          }});

@@ -2,6 +2,7 @@
 // single-threaded. A slot is recycled under a new generation, so an old name finds nothing.
 #pragma once
 
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -18,7 +19,7 @@ struct SlotId {
   std::uint32_t slot = 0;
   std::uint32_t generation = 0;
 
-  friend bool operator==(const SlotId&, const SlotId&) = default;
+  friend auto operator<=>(const SlotId&, const SlotId&) = default;
 };
 
 /// Objects live in chunks that never move; lookup is two loads and a comparison.

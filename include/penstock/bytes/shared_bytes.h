@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "penstock/base/counted.h"
@@ -26,6 +27,9 @@ class SharedBytes {
   explicit SharedBytes(std::vector<std::byte>&& payload);
   /// Copies the bytes, once. Throws std::bad_alloc.
   static SharedBytes copy_of(std::span<const std::byte> bytes);
+  static SharedBytes copy_of(std::string_view text) {
+    return copy_of(std::as_bytes(std::span(text)));
+  }
 
   /// The bytes; valid while any copy of this object lives.
   std::span<const std::byte> bytes() const noexcept {

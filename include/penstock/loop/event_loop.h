@@ -39,7 +39,7 @@ struct EventLoopOptions {
   Backend backend = Backend::automatic;
   /// The kernel it talks to; nullptr is the real one. Outlives the loop.
   Kernel* kernel = nullptr;
-  /// Bound on the bytes that handles of other threads may have under way to this loop.
+  /// Bound on the bytes that handles, of any thread, may have under way to this loop's connections.
   std::size_t posted_bytes_max = std::size_t{64} * 1024 * 1024;
   /// Bound on the memory of all connections' queues, shared with other loops; empty: half of the
   /// machine's (or cgroup's) memory, for this loop alone.
@@ -87,7 +87,7 @@ class EventLoop {
   /// it, and run(), answer that error.
   explicit EventLoop(EventLoopOptions options = {});
   /// Makes a loop or says why not.
-  static Result<std::unique_ptr<EventLoop>> create(EventLoopOptions options = {});
+  [[nodiscard]] static Result<std::unique_ptr<EventLoop>> create(EventLoopOptions options = {});
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
   /// Not while it runs. Resets the connections that are left and reports them, drops tasks and
@@ -131,7 +131,7 @@ class EventLoop {
   // -- On the loop's thread, or while it does not run --
 
   /// Turns until stop(). Answers error() if the loop could not be made.
-  Result<void> run();
+  [[nodiscard]] Result<void> run();
   /// One turn, which waits at most `longest_wait` (Duration::max(): without end). For programs and
   /// tests that own the outer loop.
   void step(Duration longest_wait = Duration::zero());
@@ -150,8 +150,8 @@ class EventLoop {
   /// Watches any descriptor epoll takes, by level: it is called each turn as long as the condition
   /// holds. The descriptor stays the caller's; unwatch before closing it. Errors: EEXIST when
   /// watched already, EPERM for a regular file, and what epoll_ctl says.
-  Result<WatchId> watch(int fd, Interest interest, WatchCallback callback);
-  Result<void> change_watch(WatchId id, Interest interest);
+  [[nodiscard]] Result<WatchId> watch(int fd, Interest interest, WatchCallback callback);
+  [[nodiscard]] Result<void> change_watch(WatchId id, Interest interest);
   /// The callback does not run again; it is destroyed at the end of the turn. Unknown ids are
   /// ignored.
   void unwatch(WatchId id);
@@ -160,7 +160,8 @@ class EventLoop {
   /// comes. Blocked in other threads too it comes here for certain; so set this up before starting
   /// threads. The mask is restored when the last callback of this loop goes. One callback per
   /// signal; nullptr takes it back.
-  Result<void> on_signal(int signal_number, std::move_only_function<void(int)> callback);
+  [[nodiscard]] Result<void> on_signal(int signal_number,
+                                       std::move_only_function<void(int)> callback);
 
   std::string_view backend_name() const noexcept { return backend_->name(); }
   LoopStatistics statistics() const;

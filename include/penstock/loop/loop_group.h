@@ -32,7 +32,7 @@ class LoopGroup {
 
   /// Makes the loops and starts their threads, in which all signals are blocked. Error: what making
   /// a loop answers, or EAGAIN when the system has no threads left; nothing runs then.
-  Result<void> start();
+  [[nodiscard]] Result<void> start();
 
   /// Stops the loops, waits for their threads, destroys the loops (which resets the connections
   /// that are left). Not from one of its loops. Idempotent.

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <atomic>
+#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -33,11 +34,11 @@ struct LoopId {
   std::uint32_t slot = 0;
   std::uint32_t generation = 0;
 
-  friend bool operator==(const LoopId&, const LoopId&) = default;
+  friend auto operator<=>(const LoopId&, const LoopId&) = default;
 };
 
 /// What became of a post.
-enum class PostResult : std::uint8_t {
+enum class [[nodiscard]] PostResult : std::uint8_t {
   posted,  ///< It will run, or be destroyed when the loop goes.
   full,    ///< The loop's bound on posted bytes is reached; nothing has been taken.
   closed,  ///< The loop is gone; nothing has been taken.

@@ -16,7 +16,7 @@ enum class CloseReason : std::uint8_t {
   truncated,  ///< The peer finished in the middle of a message: input was left that the handler had not consumed.
   timeout,   ///< A limit of time was reached; TimeoutKind says which.
   overflow,  ///< A limit of memory was reached: output over the hard cap, or input without progress.
-  protocol,  ///< The peer broke the rules of the protocol; close_with() said so.
+  protocol,  ///< The peer broke the rules of the protocol; close_with_protocol_error() said so.
   local,  ///< This side ended it: close(), abort(), its server or loop went, or a callback threw.
 };
 

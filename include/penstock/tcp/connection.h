@@ -88,12 +88,15 @@ class TcpConnection final : private StreamHandler,
   void send(std::span<const std::byte> payload);
   void send(std::string_view payload) { send(std::as_bytes(std::span(payload))); }
   void send(const char* text) { send(std::string_view(text)); }
+  void send(std::nullptr_t) = delete;
   /// Sends the object's own memory: a large payload is never copied.
   void send(std::string&& payload);
   void send(std::vector<std::byte>&& payload);
   void send(SharedBytes payload);
 
-  /// Like send, but a refusal is answered and the payload left as it was.
+  /// Like send, but a refusal is answered and the payload left as it was. After `full` on_low_water
+  /// tells when output has drained; if nothing is queued, the payload is larger than output_max (it
+  /// will never fit) or the loops' memory budget is exhausted (try again by a timer).
   [[nodiscard]] SendOutcome try_send(std::span<const std::byte> payload);
   [[nodiscard]] SendOutcome try_send(std::string_view payload) {
     return try_send(std::as_bytes(std::span(payload)));
@@ -299,7 +302,8 @@ class TcpConnection final : private StreamHandler,
   bool receiving_ = true;      // what the stream has been told
   bool above_high_ =
       false;  // output passed the high-water mark and has not come down to the low one
-  bool passed_high_ = false;  // it has risen above since on_high_water was last considered
+  bool answered_full_ = false;  // somebody waits for output to drain
+  bool passed_high_ = false;    // it has risen above since on_high_water was last considered
   bool notified_above_high_ = false;
   bool finish_requested_ = false;
   bool finished_ = false;          // FIN is out

@@ -3,6 +3,8 @@
 // sent through it is dropped and counted.
 #pragma once
 
+#include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -18,16 +20,21 @@ namespace penstock {
 
 class TcpConnection;
 
-/// Thread-safe in all its methods; a value of 16 bytes. Operations through handles reach a
-/// connection in the order in which one thread makes them. `posted` means that it is under way, not
-/// that the connection is still there.
+/// Thread-safe in all its methods; a value of 16 bytes. `posted` means that the operation is under
+/// way, not that the connection is still there: what comes too late is dropped and counted
+/// (ConnectionStatistics::stale_drops).
+///
+/// Operations through handles reach a connection in the order in which one thread makes them. They
+/// are always posted, on the connection's own loop too: what is then done directly on the
+/// TcpConnection overtakes them. Inside a callback use the reference.
 class ConnectionHandle {
  public:
   /// Names no connection; every operation answers closed.
   ConnectionHandle() = default;
 
   /// Sends as TcpConnection::send does. Answers full when the loop's bound on posted bytes is
-  /// reached: `payload` is then left as it was.
+  /// reached (EventLoopOptions::posted_bytes_max): `payload` is then left as it was. SharedBytes count
+  /// by their place in the queue only.
   PostResult send(std::string&& payload) const;
   PostResult send(std::vector<std::byte>&& payload) const;
   PostResult send(SharedBytes payload) const;
@@ -43,10 +50,13 @@ class ConnectionHandle {
   /// Runs `visit` on the connection's loop; not at all when the connection is gone by then.
   PostResult post(std::move_only_function<void(TcpConnection&)> visit) const;
 
-  friend bool operator==(const ConnectionHandle&, const ConnectionHandle&) = default;
+  /// Whether it was made from a connection; that one may be gone since.
+  explicit operator bool() const noexcept { return loop_.generation != 0; }
+  friend auto operator<=>(const ConnectionHandle&, const ConnectionHandle&) = default;
 
  private:
   friend class TcpConnection;
+  friend struct std::hash<ConnectionHandle>;
   ConnectionHandle(LoopId loop, SlotId connection) noexcept
       : loop_(loop), connection_(connection) {}
 
@@ -62,3 +72,16 @@ class ConnectionHandle {
 static_assert(sizeof(ConnectionHandle) == 16);
 
 }  // namespace penstock
+
+template <>
+struct std::hash<penstock::ConnectionHandle> {
+  std::size_t operator()(const penstock::ConnectionHandle& handle) const noexcept {
+    const auto pair = [](std::uint32_t high, std::uint32_t low) {
+      return (std::uint64_t{high} << 32) | low;
+    };
+    constexpr std::uint64_t kSpread = 0x9E37'79B9'7F4A'7C15;  // 2^64 divided by the golden ratio
+    const std::uint64_t loop = pair(handle.loop_.generation, handle.loop_.slot);
+    return static_cast<std::size_t>(pair(handle.connection_.generation, handle.connection_.slot) ^
+                                    (loop * kSpread));
+  }
+};

@@ -7,13 +7,14 @@
 
 namespace penstock {
 
-/// Limits of one connection. Sizes in bytes, times zero: no limit.
+/// Limits of one connection. Sizes are in bytes; a time of zero means no limit.
 struct ConnectionLimits {
   /// At or below it, reading goes on and on_low_water runs.
   std::size_t low_water = std::size_t{64} * 1024;
   /// Above it, the connection is not read and on_high_water runs.
   std::size_t high_water = std::size_t{256} * 1024;
-  /// Hard cap of memory held by output: what would pass it is refused.
+  /// Hard cap of memory held by output, counted in blocks of 4 KiB or by the capacity of what was
+  /// moved in: what would pass it is refused, so one larger payload is never accepted.
   std::size_t output_max = std::size_t{16} * 1024 * 1024;
   /// Input the message callback may leave unconsumed before the connection ends with `overflow`.
   std::size_t input_max = std::size_t{64} * 1024;

@@ -10,6 +10,8 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
 
 #include "penstock/base/counted.h"
 #include "penstock/io/io_backend.h"
@@ -32,7 +34,8 @@ struct TcpServerOptions {
   /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4); port 0 takes any free
   /// one.
   std::string listen = "127.0.0.1:0";
-  /// Loops of its own besides the first: 0, the first does everything; N, the first only accepts.
+  /// Loops of its own besides the first, each in a thread: 0, the first does everything; N, the
+  /// first only accepts, and callbacks of different connections run at the same time.
   /// Not for a server on a program's loop.
   std::size_t loops = 0;
   /// Back-end of its own loops.
@@ -44,6 +47,8 @@ struct TcpServerOptions {
   /// Bytes that all connections on its own loops may hold in queues; 0: half of the machine's (or
   /// cgroup's) memory. A program's loop brings its own budget.
   std::size_t memory_max = 0;
+  /// Bytes that handles may have under way to each of its own loops.
+  std::size_t posted_bytes_max = std::size_t{64} * 1024 * 1024;
   /// Limits of each connection.
   ConnectionLimits limits{};
   /// Complete connections that may wait to be accepted.
@@ -87,30 +92,52 @@ class TcpServer {
 
   template <class Function>
   void on_connect(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_connect takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_connect = std::move(function);
   }
   template <class Function>
   void on_message(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&, InputBuffer&>,
+                  "on_message takes (TcpConnection&, InputBuffer&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_message = std::move(function);
   }
   template <class Function>
   void on_peer_finished(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_peer_finished takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_peer_finished = std::move(function);
   }
   template <class Function>
   void on_write_complete(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_write_complete takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_write_complete = std::move(function);
   }
   template <class Function>
   void on_high_water(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_high_water takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_high_water = std::move(function);
   }
   template <class Function>
   void on_low_water(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_low_water takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
     callbacks().on_low_water = std::move(function);
   }
   template <class Function>
   void on_close(Function function) {
+    static_assert(
+        std::is_invocable_v<const Function&, TcpConnection&, const CloseReport&>,
+        "on_close takes (TcpConnection&, const CloseReport&) and must not be mutable: state "
+        "of a connection belongs in emplace_context()");
     callbacks().on_close = std::move(function);
   }
   /// Called by run() once the server accepts.
@@ -122,7 +149,7 @@ class TcpServer {
   /// the loop does not run. Errors: bad_address, needs_resolver, too_many_connections,
   /// already_started, unknown_backend, and what the kernel says; describe_listen_error() makes a
   /// sentence of them.
-  Result<void> start();
+  [[nodiscard]] Result<void> start();
 
   /// For a server with loops of its own: starts it if need be, and turns its first loop until it
   /// has stopped. SIGINT and SIGTERM stop it in order, a second one at once; their handling is
