@@ -26,9 +26,10 @@ run: ## build and start an echo server (LISTEN=127.0.0.1:7000, ARGS=more options
 	@$(INSTALL) build
 	@cmake --preset release -Wno-dev >/dev/null
 	@cmake --build build/release --target penstock_app -j$(JOBS)
-	@listen='$(LISTEN)'; host=$${listen%:*}; host=$${host#[}; host=$${host%]}; \
+	@listen='$(LISTEN)'; host=$${listen%:*}; host=$${host#[}; host=$${host%]}; port=$${listen##*:}; \
+	  [ "$$port" != 0 ] || port='PORT    (it is printed below)'; \
 	  printf "\nTry it from another terminal:\n\n    printf 'hello\\\\n' | nc -N %s %s\n\nCtrl-C ends it.\n\n" \
-	    "$${host:-127.0.0.1}" "$${listen##*:}"
+	    "$${host:-127.0.0.1}" "$$port"
 	@exec build/release/bin/penstock echo --listen '$(LISTEN)' $(ARGS)
 
 test: ## build with AddressSanitizer and UBSan, run every test (TESTS=regular expression)

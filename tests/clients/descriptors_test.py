@@ -155,9 +155,6 @@ class NoDescriptors(support.TestCase):
         crowd.leave(range(len(crowd.sockets)))
         self.finish(server)
 
-    # The sanitizers' check of types opens a pipe to learn whether an object's memory can be read, and without
-    # descriptors takes every object it meets for the first time for a bad one.
-    @unittest.skipIf(support.SANITIZER == "address", "the undefined-behaviour sanitizer needs descriptors of its own")
     def test_a_server_without_descriptors_stops_when_told(self):
         server = self.server()
         crowd = support.Crowd(self, server, 3)
