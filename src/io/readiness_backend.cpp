@@ -4,10 +4,11 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <climits>
+#include <string>
 #include <utility>
 
 #include "penstock/base/assert.h"
+#include "penstock/base/log.h"
 
 namespace penstock {
 namespace {
@@ -25,6 +26,9 @@ std::uint32_t watch_events(Interest interest) noexcept {
   }
   return 0;
 }
+
+constexpr std::uint32_t kKnownEvents =
+    EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
 
 // Errors of a connection that died in the backlog, or of the network under it: the next one may be
 // well (accept(2)).
@@ -255,6 +259,13 @@ void ReadinessBackend::poll(TimePoint deadline) {
 }
 
 void ReadinessBackend::dispatch(std::uint32_t events, Token token) {
+  if ((events & ~kKnownEvents) != 0) [[unlikely]] {
+    if (statistics_.unknown_events++ == 0) {
+      log_composed(LogLevel::warning, [events] {
+        return "an event of an unknown kind came: " + std::to_string(events & ~kKnownEvents);
+      });
+    }
+  }
   switch (token.kind) {
     case Token::Kind::stream: {
       ReadinessStream* stream = streams_.find_slot(token.slot);

@@ -189,7 +189,7 @@ void ReadinessStream::on_event(std::uint32_t events) {
   // wanted.
   if ((events & kBrokenEvents) != 0 && (!receiving_ || input_ended_ || receive_starved_)) {
     if (!edge()) leave_selector();
-    if ((events & EPOLLERR) != 0) report_failure(ECONNRESET);
+    if ((events & EPOLLERR) != 0) report_failure(send_error_ != 0 ? send_error_ : ECONNRESET);
   }
 }
 

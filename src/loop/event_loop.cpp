@@ -75,7 +75,7 @@ EventLoop::EventLoop(EventLoopOptions options)
     error_ = backend.error();
     return;
   }
-  Result<Mailbox*> mailbox = Mailbox::open(**backend, options.posted_bytes_max);
+  Result<Mailbox*> mailbox = Mailbox::open(**backend, options.posted_bytes_max, memory_.budget());
   if (!mailbox) {
     error_ = mailbox.error();
     return;
@@ -104,8 +104,8 @@ EventLoop::~EventLoop() {
   tasks_.clear();
   next_task_ = 0;
   mailbox_->done();
-  user_timers_.clear();
-  for_each_service([](LoopService& service) { service.shut_down(); });
+  while (!user_timers_.empty())
+    user_timers_.extract(user_timers_.begin());
   // Each turn ends what it can; a connection needs two. The bound is for a callback that makes new
   // ones for ever.
   constexpr int kTurnsMax = 1000;
@@ -114,15 +114,26 @@ EventLoop::~EventLoop() {
   };
   for (int turns = 0; !all_idle(); ++turns) {
     PENSTOCK_ASSERT(turns < kTurnsMax, "connections keep being made while their loop is destroyed");
+    for_each_service([](LoopService& service) { service.shut_down(); });
     step();
   }
   services_.clear();
   signals_.reset();
-  for (const auto& [key, watch] : user_watches_) {
-    backend_->unwatch(
-        WatchId{SlotId{static_cast<std::uint32_t>(key), static_cast<std::uint32_t>(key >> 32)}});
+  while (!user_watches_.empty()) {
+    const auto watch = user_watches_.extract(user_watches_.begin());
+    backend_->unwatch(WatchId{SlotId{.slot = static_cast<std::uint32_t>(watch.key()),
+                                     .generation = static_cast<std::uint32_t>(watch.key() >> 32)}});
   }
+  drop_ended_watches();
   mailbox_->retire();
+}
+
+// One by one: what a callback holds may end watches too.
+void EventLoop::drop_ended_watches() noexcept {
+  while (!ended_watches_.empty()) {
+    const std::unique_ptr<UserWatch> last = std::move(ended_watches_.back());
+    ended_watches_.pop_back();
+  }
 }
 
 EventLoop* EventLoop::current() noexcept { return current_loop; }
@@ -147,8 +158,10 @@ Result<void> EventLoop::run() {
 void EventLoop::step(Duration longest_wait) {
   PENSTOCK_ASSERT(!error_, "the loop could not be made; see error()");
   PENSTOCK_ASSERT(!running_.exchange(true), "the loop runs already");
+  // A stop() is for the next run(); here it must not keep the turn from waiting.
+  const bool stop_requested = stop_requested_.exchange(false);
   turn(longest_wait);
-  stop_requested_.store(false);  // it ends a run(), and there is none
+  if (stop_requested) stop_requested_.store(true);
   running_.store(false, std::memory_order_release);
 }
 
@@ -184,7 +197,7 @@ void EventLoop::turn(Duration longest_wait) noexcept {
 
   for_each_service([](LoopService& service) { service.notify(); });  // 5
   for_each_service([](LoopService& service) { service.bury(); });    // 6
-  ended_watches_.clear();
+  drop_ended_watches();
 }
 
 bool EventLoop::anything_due() {
@@ -248,6 +261,7 @@ void EventLoop::report_exception(const char* where) noexcept {
 }
 
 LoopStatistics EventLoop::statistics() const {
+  PENSTOCK_ASSERT(!error_, "the loop could not be made; see error()");
   LoopStatistics statistics = statistics_;
   statistics.wakeups_written = mailbox_->wakeups_written();
   statistics.io = backend_->statistics();
@@ -281,9 +295,9 @@ TimerId EventLoop::add_timer(TimePoint when, Duration period, Task task) {
   }
   timers_under_way_.fetch_add(1);
   queue_in_loop([this, id, when, period, task = std::move(task)]() mutable {
-    const bool cancelled = std::erase(cancelled_under_way_, id.value) > 0;
-    if (timers_under_way_.fetch_sub(1) == 1) cancelled_under_way_.clear();
-    if (!cancelled) add_timer_here(id, when, period, std::move(task));
+    timers_under_way_.fetch_sub(1);
+    if (std::ranges::find(cancelled_under_way_, id.value) == cancelled_under_way_.end())
+      add_timer_here(id, when, period, std::move(task));
   });
   return id;
 }
@@ -300,9 +314,12 @@ void EventLoop::cancel_here(TimerId id) {
     firing_timer_->cancelled = true;  // it lives until its task returns
     return;
   }
-  if (user_timers_.erase(id.value) > 0) return;
-  // It may still be in the mailbox; if it has fired long ago, the note goes with the last of those.
-  if (timers_under_way_.load() > 0) cancelled_under_way_.push_back(id.value);
+  // Out of the table before it is destroyed: what its task holds may cancel timers too.
+  if (const auto cancelled = user_timers_.extract(id.value)) return;
+  if (timers_under_way_.load() == 0) return;
+  // It may still be in the mailbox, before the task that takes the note back.
+  cancelled_under_way_.push_back(id.value);
+  queue_in_loop([this, id] { std::erase(cancelled_under_way_, id.value); });
 }
 
 void EventLoop::fire(UserTimer& timer) {
@@ -314,7 +331,7 @@ void EventLoop::fire(UserTimer& timer) {
   }
   firing_timer_ = nullptr;
   if (timer.period == Duration::zero() || timer.cancelled) {
-    user_timers_.erase(timer.id.value);
+    const auto over = user_timers_.extract(timer.id.value);
     return;
   }
   timer.due = add_clamped(timer.due, timer.period);
@@ -325,9 +342,11 @@ void EventLoop::fire(UserTimer& timer) {
 // -- Watches and signals --------------------------------------------------------------------------
 
 Result<WatchId> EventLoop::watch(int fd, Interest interest, WatchCallback callback) {
+  if (error_) return std::unexpected(error_);
   assert_here();
   auto watch = std::make_unique<UserWatch>(*this, std::move(callback));
-  ended_watches_.reserve(user_watches_.size() + 1);  // so that unwatch() need not allocate
+  // So that unwatch() need not allocate.
+  ended_watches_.reserve(ended_watches_.size() + user_watches_.size() + 1);
   const Result<WatchId> id = backend_->watch(fd, interest, *watch);
   if (!id) return id;
   try {
@@ -354,6 +373,7 @@ void EventLoop::unwatch(WatchId id) {
 }
 
 Result<void> EventLoop::on_signal(int signal_number, std::move_only_function<void(int)> callback) {
+  if (error_) return std::unexpected(error_);
   assert_here();
   if (!signals_) signals_ = std::make_unique<SignalWatcher>(*this);
   return signals_->set(signal_number, std::move(callback));

@@ -30,7 +30,8 @@ MailboxTable& table() {
 
 }  // namespace
 
-Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max) {
+Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max,
+                               CountedPtr<MemoryBudget> budget) {
   MailboxTable& all = table();
   const std::lock_guard table_lock(all.mutex);
   Mailbox* mailbox = nullptr;
@@ -39,7 +40,7 @@ Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max) {
     all.free.pop_back();
   } else {
     if (all.size == kLoopsMax) return failure(Errc::out_of_loops);
-    all.free.reserve(all.size + 1);  // so that close() need not allocate
+    all.free.reserve(all.size + 1);  // so that retire() need not allocate
     mailbox = new Mailbox;
     mailbox->id_.slot = all.size;
     all.entries[all.size++].store(mailbox, std::memory_order_release);
@@ -48,6 +49,7 @@ Result<Mailbox*> Mailbox::open(IoBackend& backend, std::size_t charge_max) {
   if (mailbox->id_.generation == 0) mailbox->id_.generation = 1;
   mailbox->backend_ = &backend;
   mailbox->charge_max_ = charge_max;
+  mailbox->budget_ = std::move(budget);
   mailbox->has_mail_.store(false);
   mailbox->sleeping_.store(false);
   mailbox->wakeups_written_.store(0);
@@ -58,6 +60,7 @@ std::vector<Mailbox::Item> Mailbox::close() {
   std::vector<Item> left;
   const std::lock_guard lock(mutex_);
   backend_ = nullptr;
+  budget_ = {};
   left.swap(items_);
   has_mail_.store(false);
   return left;
@@ -72,6 +75,14 @@ void Mailbox::retire() {
   }
   const std::lock_guard table_lock(table().mutex);
   table().free.push_back(this);
+}
+
+CountedPtr<MemoryBudget> Mailbox::budget_of(LoopId id) {
+  if (id.slot >= kLoopsMax) return {};
+  Mailbox* mailbox = table().entries[id.slot].load(std::memory_order_acquire);
+  if (mailbox == nullptr) return {};
+  const std::lock_guard lock(mailbox->mutex_);
+  return mailbox->id_ == id ? mailbox->budget_ : CountedPtr<MemoryBudget>();
 }
 
 PostResult Mailbox::post(LoopId id, Task&& task, std::size_t charge) {

@@ -110,7 +110,7 @@ bool TcpConnection::reserve(std::size_t charge, std::size_t owned) noexcept {
   const std::size_t held = output_.charge();
   const bool fits =
       (cap == 0 || (charge <= cap && held <= cap - charge)) && loop_->memory().charge(owned);
-  if (!fits) answered_full_ = !output_.empty();
+  if (!fits) note_full();
   return fits;
 }
 
@@ -187,11 +187,7 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
     return SendOutcome::closed;
   }
   loop_->memory().discharge(charged - output_.owned_charge());
-  if (output_.empty()) {
-    output_drained();
-  } else {
-    pump();
-  }
+  pump();
   return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
 }
 
@@ -210,7 +206,10 @@ SendOutcome TcpConnection::try_send_owned(Payload& payload) {
   std::size_t owned = charge;
   if constexpr (std::is_same_v<Payload, SharedBytes>) {
     owned = OutputQueue::owned_charge_of(payload);
-    if (!payload.charge_once(loop_->memory().budget())) return SendOutcome::full;
+    if (!payload.charge_once(loop_->memory().budget())) {
+      note_full();
+      return SendOutcome::full;
+    }
   }
   const SendOutcome outcome = enqueue(charge, owned, [&] { output_.append(std::move(payload)); });
   if (outcome == SendOutcome::full || send_pending_ || output_.empty()) return outcome;
@@ -247,6 +246,9 @@ void TcpConnection::send_or_end(TrySend try_it) {
   }
   conclude(CloseReason::overflow, Release::reset);
 }
+
+// The sender waits for room; on_low_water tells it once output has drained.
+void TcpConnection::note_full() noexcept { answered_full_ = !output_.empty(); }
 
 void TcpConnection::mark_dirty() {
   if (!ListLink<DirtyTag>::linked()) table_->mark_dirty(*this);
@@ -293,7 +295,6 @@ void TcpConnection::pump() {
     stall_since_ = loop_->now();
     stall_sampled_at_ = stall_since_;
     stall_bytes_sent_ = bytes_sent_;
-    unacknowledged_ = kNotSampled;
     arm_timer();
   }
   update_flow();
@@ -301,10 +302,7 @@ void TcpConnection::pump() {
 
 void TcpConnection::output_drained() {
   end_stall();
-  if (std::exchange(answered_full_, false)) {
-    passed_high_ = true;  // so that on_low_water is told
-    schedule_notify();
-  }
+  if (answered_full_) schedule_notify();
   if (callbacks().on_write_complete || next_behaviour_) {
     write_complete_due_ = true;
     schedule_notify();
@@ -371,6 +369,7 @@ void TcpConnection::on_received(std::span<const std::byte> bytes) {
 
 void TcpConnection::deliver_input() {
   begin_event();
+  offer_input_ = false;
   const std::size_t offered = input_.size();
   in_handler_ = true;
   run_callback([this] {
@@ -381,7 +380,7 @@ void TcpConnection::deliver_input() {
       input_.consume(input_.size());
     }
   });
-  if (keep_input()) limit_input(offered);
+  if (keep_input()) offer_what_is_left(offered);
   after_handler();
 }
 
@@ -402,9 +401,13 @@ bool TcpConnection::keep_input() {
   return settle_input();
 }
 
-// At the limit nothing more is read; what is kept is offered each turn, as long as some is consumed.
-void TcpConnection::limit_input(std::size_t offered) {
+// Offered again without new bytes only if that can change something: some of it was consumed, or
+// another behaviour will see it. At the limit nothing more is read; what is kept is offered each
+// turn, as long as some is consumed.
+void TcpConnection::offer_what_is_left(std::size_t offered) {
   const std::size_t left = input_.size();
+  if (left == offered) offer_input_ = false;
+  if (next_behaviour_ && left > 0) offer_input();
   const bool full = limits().input_max != 0 && left >= limits().input_max;
   const bool held_back = pauses_ > 0 || above_high_;  // then it is offered when that ends
   if (full && !held_back) {
@@ -474,7 +477,6 @@ void TcpConnection::end_input() {
     } else {
       finish_if_allowed();
     }
-    unacknowledged_ = kNotSampled;
     arm_timer();
   }
   conclude_if_finished();
@@ -552,13 +554,19 @@ void TcpConnection::finish_if_drained() {
   if (!output_.empty() || send_pending_ || output_broken_) return;
   finished_ = true;
   last_activity_ = loop_->now();
-  if (phase_ == Phase::draining) drain_started_ = last_activity_;
-  if (!input_ended_) {  // else closing says it
-    stream_->finish();
-    unacknowledged_ = kNotSampled;
+  if (!input_ended_) stream_->finish();  // else closing says it
+  if (phase_ == Phase::draining) {
+    start_drain();
+  } else {
     arm_timer();
   }
   conclude_if_finished();
+}
+
+// From FIN on, close() waits within limits for the peer's own.
+void TcpConnection::start_drain() {
+  drain_started_ = last_activity_ = loop_->now();
+  arm_timer();
 }
 
 void TcpConnection::conclude_if_finished() {
@@ -585,8 +593,8 @@ void TcpConnection::close() {
     return;
   }
   apply_reading();
+  if (finished_) start_drain();  // FIN went out before
   finish();
-  finish_if_drained();
 }
 
 void TcpConnection::close_with_protocol_error() {
@@ -596,6 +604,10 @@ void TcpConnection::close_with_protocol_error() {
 }
 
 void TcpConnection::close_for_stop() {
+  if (phase_ == Phase::open && holds_ > 0) {
+    close_when_released_ = true;
+    return;
+  }
   if (phase_ == Phase::open && output_.empty() && !send_pending_ && quiet()) {
     conclude(CloseReason::local, Release::orderly);
   } else {
@@ -627,6 +639,10 @@ void TcpConnection::release() {
   PENSTOCK_ASSERT(holds_ > 0, "release() without hold()");
   if (--holds_ > 0 || phase_ == Phase::closed) return;
   last_activity_ = loop_->now();  // the reply that was computed counts as activity
+  if (close_when_released_) {
+    close();
+    return;
+  }
   finish_if_allowed();
   arm_timer();
 }
@@ -636,6 +652,7 @@ void TcpConnection::conclude(CloseReason reason, Release how) {
   if (phase_ == Phase::closed) return;
   phase_ = Phase::closed;
   reason_ = reason;
+  receiving_ = false;
   timer_.cancel();
   ListLink<DirtyTag>::unlink();
   if (how == Release::reset) {
@@ -663,7 +680,7 @@ void TcpConnection::on_failed(int error) {
   discard_output();
   if (error == ETIMEDOUT) {
     conclude_timeout(TimeoutKind::unacknowledged, Release::orderly);
-  } else if (phase_ == Phase::draining || input_ended_ || input_end_due_) {
+  } else if (phase_ == Phase::draining || input_ended_) {
     conclude(reason_ == CloseReason::protocol ? CloseReason::protocol : CloseReason::reset,
              Release::orderly);
   } else {
@@ -692,6 +709,7 @@ void TcpConnection::begin_event() {
 void TcpConnection::set_behaviour(BehaviourPtr behaviour) {
   loop_->assert_here();
   next_behaviour_ = std::move(behaviour);
+  if (!in_handler_ && !input_.empty()) offer_input();
 }
 
 template <class Call>
@@ -724,7 +742,7 @@ bool TcpConnection::notify() {
   }
   if (std::exchange(offer_input_, false)) {
     if (may_deliver() && !input_.empty()) deliver_input();
-    if (may_deliver() && std::exchange(input_end_due_, false)) end_input();
+    if (!offer_input_ && may_deliver() && std::exchange(input_end_due_, false)) end_input();
   }
   if (stream_gone_ && !reported_) {
     report_end();
@@ -733,7 +751,7 @@ bool TcpConnection::notify() {
   return false;
 }
 
-// Strictly alternating. A mark that was passed and left behind in one turn is told all the same: a
+// Strictly alternating, but that low water is also told to whom a send was refused. A mark that was passed and left behind in one turn is told all the same: a
 // sender may have been told to wait for it.
 void TcpConnection::notify_water_marks() {
   const bool rose = std::exchange(passed_high_, false) && !notified_above_high_;
@@ -743,8 +761,11 @@ void TcpConnection::notify_water_marks() {
       run_callback([this] { callbacks().on_high_water(*this); });
     }
   }
-  if (phase_ == Phase::open && notified_above_high_ && !above_high_) {
+  const bool fell = notified_above_high_ && !above_high_;
+  const bool room_again = answered_full_ && output_.empty();
+  if (phase_ == Phase::open && (fell || room_again)) {
     notified_above_high_ = false;
+    answered_full_ = false;
     if (callbacks().on_low_water) {
       run_callback([this] { callbacks().on_low_water(*this); });
     }
@@ -824,6 +845,8 @@ void TcpConnection::enforce_limit(TimePoint now) {
     } else {
       conclude_timeout(TimeoutKind::half_close, Release::orderly);
     }
+  } else if (peer_takes_output()) {
+    last_activity_ = now;
   } else {
     conclude_timeout(TimeoutKind::idle, Release::orderly);
   }
@@ -832,9 +855,8 @@ void TcpConnection::enforce_limit(TimePoint now) {
 // A slow reader makes progress long before the kernel asks for more output, so what the peer has
 // not acknowledged is sampled, four times per limit.
 void TcpConnection::enforce_write_stall(TimePoint now) {
-  const int sampled = unacknowledged_;
   const bool progress = peer_takes_output() || bytes_sent_ != stall_bytes_sent_;
-  if (progress || sampled == kNotSampled) stall_since_ = now;
+  if (progress) stall_since_ = now;
   stall_sampled_at_ = now;
   stall_bytes_sent_ = bytes_sent_;
   if (add_clamped(stall_since_, limits().write_stall_timeout) <= now) {
@@ -842,11 +864,14 @@ void TcpConnection::enforce_write_stall(TimePoint now) {
   }
 }
 
-// Samples what the peer has yet to acknowledge. True: it is less than last time, or the first sample.
+// Samples what the peer has acknowledged. True: some output is under way, and more of it has
+// arrived than at the last sample.
 bool TcpConnection::peer_takes_output() {
-  const int before = unacknowledged_;
-  unacknowledged_ = std::max(0, loop_->kernel().unacknowledged_bytes(stream_->descriptor()));
-  return unacknowledged_ > 0 && (before == kNotSampled || unacknowledged_ < before);
+  const int under_way = loop_->kernel().unacknowledged_bytes(stream_->descriptor());
+  if (under_way <= 0) return false;
+  const std::int64_t before = acknowledged_;
+  acknowledged_ = static_cast<std::int64_t>(bytes_sent_) - under_way;
+  return acknowledged_ > before;
 }
 
 // First what is left of the input is delivered although reading is paused; then patience ends.

@@ -47,7 +47,13 @@ PostResult ConnectionHandle::post_charged(std::move_only_function<void(TcpConnec
 template <class Payload>
 PostResult ConnectionHandle::post_payload(Payload& payload) const {
   std::size_t charge = kPostOverhead;
-  if constexpr (!std::is_same_v<Payload, SharedBytes>) charge += payload.size();
+  if constexpr (std::is_same_v<Payload, SharedBytes>) {
+    const CountedPtr<MemoryBudget> budget = Mailbox::budget_of(loop_);
+    if (!budget) return PostResult::closed;
+    if (!payload.charge_once(budget)) return PostResult::full;
+  } else {
+    charge += payload.size();
+  }
   auto owned = std::make_unique<Payload>(std::move(payload));
   Payload& posted = *owned;
   Task task = [id = connection_, owned = std::move(owned)] {

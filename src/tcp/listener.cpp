@@ -130,7 +130,8 @@ void Listener::on_accepted(UniqueFd fd, const SocketAddress& peer) {
 // (K9).
 void Listener::on_accept_failed(int error) {
   accept_errors_.fetch_add(1, std::memory_order_relaxed);
-  if (back_off_ == kBackOffMin) {  // the first of a row
+  if (loop_.now() >= next_warning_) {
+    next_warning_ = loop_.now() + std::chrono::seconds(1);
     log_composed(LogLevel::warning, [&] {
       return "accepting on " + address_.to_string() + " pauses: " + system_error(error).message() +
              (error == EMFILE ? "; raise the limit on descriptors with ulimit -n" : "");

@@ -104,9 +104,14 @@ Result<void> TcpServer::start() {
     group_.reset();
     return listening;
   }
-  const std::lock_guard lock(mutex_);
-  started_core_ = core_;
-  if (early_stop_) core_->stop(*early_stop_);
+  if (on_stopped_) core_->on_stopped([this] { on_stopped_(); });
+  std::optional<Duration> early_stop;
+  {
+    const std::lock_guard lock(mutex_);
+    started_core_ = core_;
+    early_stop = early_stop_;
+  }
+  if (early_stop) core_->stop(*early_stop);
   return {};
 }
 
@@ -155,7 +160,10 @@ int TcpServer::run() {
   }
   if (result && !core_) result = start();
   if (result) {
-    core_->on_stopped([this] { loop_->stop(); });
+    core_->on_stopped([this] {
+      if (on_stopped_) on_stopped_();
+      loop_->stop();
+    });
     if (on_listening_) on_listening_();
     result = loop_->run();
   }
@@ -168,15 +176,23 @@ int TcpServer::run() {
 }
 
 void TcpServer::stop(Duration deadline) {
-  const std::lock_guard lock(mutex_);
-  if (!started_core_) {
+  CountedPtr<ServerCore> core = started_core();
+  if (!core) {
+    const std::lock_guard lock(mutex_);
     early_stop_ = std::min(deadline, early_stop_.value_or(deadline));
-  } else if (loop_->in_loop()) {
-    started_core_->stop(deadline);
-  } else {
-    static_cast<void>(
-        Mailbox::post(loop_->id(), [core = started_core_, deadline] { core->stop(deadline); }));
+    core = started_core_;  // it may have started meanwhile
+    if (!core) return;
   }
+  if (loop_->in_loop()) {
+    core->stop(deadline);
+  } else {
+    static_cast<void>(Mailbox::post(loop_->id(), [core, deadline] { core->stop(deadline); }));
+  }
+}
+
+CountedPtr<ServerCore> TcpServer::started_core() const {
+  const std::lock_guard lock(mutex_);
+  return started_core_;
 }
 
 SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }
@@ -186,7 +202,8 @@ std::size_t TcpServer::max_connections() const noexcept {
 }
 
 ServerStatistics TcpServer::statistics() const {
-  return core_ ? core_->statistics() : ServerStatistics{};
+  const CountedPtr<ServerCore> core = started_core();
+  return core ? core->statistics() : ServerStatistics{};
 }
 
 }  // namespace penstock

@@ -134,7 +134,7 @@ void ServerCore::stop(Duration deadline) {
   accept_loop_.assert_here();
   if (!stopping_.exchange(true)) {
     listener_.close();
-    // Behind the handovers that are under way to the same loops.
+    // Connections still under way to their loops are closed when they arrive.
     if (deadline > Duration::zero()) for_each_share([](Share& share) { share.close_all(); });
   }
   if (deadline <= Duration::zero()) {

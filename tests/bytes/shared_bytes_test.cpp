@@ -23,7 +23,7 @@ TEST(SharedBytes, without_bytes_holds_nothing) {
   EXPECT_EQ(SharedBytes().charge(), 0U);
   EXPECT_EQ(SharedBytes(std::string()).charge(), 0U);
   EXPECT_EQ(SharedBytes(std::vector<std::byte>()).bytes().size(), 0U);
-  EXPECT_EQ(SharedBytes::copy_of({}).size(), 0U);
+  EXPECT_EQ(SharedBytes::copy_of(std::span<const std::byte>()).size(), 0U);
 }
 
 TEST(SharedBytes, takes_over_the_memory_of_a_long_string) {

@@ -1,7 +1,7 @@
 // What a message callback sees of the received bytes: one contiguous run of all that is unread.
 // Owner: one connection; single-threaded. Mostly it is a view of memory that the backend lends for
 // one call; what the callback leaves unread is kept in storage of its own and offered again, in
-// front of what comes next. It refuses to limit itself: the connection compares kept() with its
+// front of what comes next. It refuses to limit itself: the connection compares size() with its
 // limit.
 #pragma once
 

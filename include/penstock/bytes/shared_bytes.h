@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <mutex>
 #include <span>
 #include <string>
 #include <string_view>
@@ -54,12 +55,12 @@ class SharedBytes {
     }
 
     bool charge_once(const CountedPtr<MemoryBudget>& budget) const noexcept {
-      if (charged_.exchange(true)) return true;
-      if (!budget->acquire(charge)) {
-        charged_.store(false);
-        return false;
-      }
-      budget_ = budget;  // by whoever set charged_; read only by the last holder
+      if (charged_.load(std::memory_order_acquire)) return true;
+      const std::lock_guard lock(mutex_);
+      if (charged_.load(std::memory_order_relaxed)) return true;
+      if (!budget->acquire(charge)) return false;
+      budget_ = budget;
+      charged_.store(true, std::memory_order_release);
       return true;
     }
 
@@ -67,6 +68,7 @@ class SharedBytes {
     std::size_t charge = 0;
 
    private:
+    mutable std::mutex mutex_;  // guards budget_ until charged_ is set
     mutable std::atomic<bool> charged_{false};
     mutable CountedPtr<MemoryBudget> budget_;
   };

@@ -136,9 +136,10 @@ struct WatchId : SlotId {};
 
 /// Counters of a back-end since its start.
 struct IoStatistics {
-  std::uint64_t waits = 0;    ///< Times poll() asked the kernel.
-  std::uint64_t wakeups = 0;  ///< Times it answered with at least one event.
-  std::uint64_t events = 0;   ///< Events it answered.
+  std::uint64_t waits = 0;           ///< Times poll() asked the kernel.
+  std::uint64_t wakeups = 0;         ///< Times it answered with at least one event.
+  std::uint64_t events = 0;          ///< Events it answered.
+  std::uint64_t unknown_events = 0;  ///< Events with bits that nobody knows; the first is logged.
   std::uint64_t stale_events =
       0;  ///< Events for something closed earlier in the same batch, skipped.
 };

@@ -58,7 +58,7 @@ struct LoopStatistics {
   std::uint64_t turns = 0;
   std::uint64_t tasks_run = 0;
   std::uint64_t timers_fired = 0;
-  std::uint64_t exceptions = 0;       ///< Tasks, timers and watch callbacks that threw.
+  std::uint64_t exceptions = 0;       ///< User callbacks of any kind that threw.
   std::uint64_t wakeups_written = 0;  ///< Posts that had to wake the loop.
   IoStatistics io{};
 };
@@ -213,6 +213,7 @@ class EventLoop {
   void add_timer_here(TimerId id, TimePoint when, Duration period, Task task);
   void fire(UserTimer& timer);
   void cancel_here(TimerId id);
+  void drop_ended_watches() noexcept;
 
   Kernel& kernel_;
   std::error_code error_;

@@ -20,7 +20,9 @@
 #include <utility>
 #include <vector>
 
+#include "penstock/base/counted.h"
 #include "penstock/base/result.h"
+#include "penstock/bytes/memory_budget.h"
 
 namespace penstock {
 
@@ -67,10 +69,14 @@ class Mailbox {
     return post(id_, std::move(task), charge);
   }
 
+  /// The memory budget of the loop of that name; empty when the loop is gone.
+  static CountedPtr<MemoryBudget> budget_of(LoopId id);
+
   // -- For the owning loop --
 
   /// A mailbox for a new loop; `backend` is what wakes it. Error: out_of_loops.
-  static Result<Mailbox*> open(IoBackend& backend, std::size_t charge_max);
+  static Result<Mailbox*> open(IoBackend& backend, std::size_t charge_max,
+                               CountedPtr<MemoryBudget> budget);
   /// Refuses what comes from now on and hands over what has not run. The name stays the loop's.
   std::vector<Item> close();
   /// The loop is gone: the mailbox may serve another one. The last call.
@@ -105,6 +111,7 @@ class Mailbox {
   std::vector<Item> items_;
   std::size_t charged_ = 0;  // of items_ and of those taken last
   std::size_t charge_max_ = 0;
+  CountedPtr<MemoryBudget> budget_;
   std::size_t taken_charge_ = 0;  // the loop's own
   // Read without it:
   std::atomic<bool> has_mail_{false};

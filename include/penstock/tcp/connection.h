@@ -6,9 +6,9 @@
 //   Open -> (half closed in | half closed out) -> draining -> closed
 //
 // Rules
-//   1. send() never runs user code, never blocks, and never calls the kernel for a small payload:
-//      small ones leave merged, when the handler returns or before the loop waits. A large one goes
-//      at once, behind what is queued.
+//   1. send() never runs user code and never blocks. Small payloads leave merged, when the handler
+//      returns or before the loop waits (or when 64 KiB have gathered). A large one goes at once,
+//      behind what is queued.
 //   2. What is accepted leaves in order, whole, once, or is reported in on_close as discarded.
 //   3. Whether to read is recomputed from state: not while the user has paused, nor while output is
 //      above the high-water mark. The water-mark callbacks only notify.
@@ -202,8 +202,6 @@ class TcpConnection final : private StreamHandler,
   enum class Phase : std::uint8_t { open, draining, closed };
   enum class Release : std::uint8_t { orderly, reset };
 
-  static constexpr int kNotSampled = -1;
-
   struct Context {
     Context() = default;
     Context(const Context&) = delete;
@@ -243,11 +241,12 @@ class TcpConnection final : private StreamHandler,
   void end_stall();
   void discard_output();
   void mark_dirty();
+  void note_full() noexcept;
 
   // Reading
   void deliver_input();
   bool keep_input();
-  void limit_input(std::size_t offered);
+  void offer_what_is_left(std::size_t offered);
   void offer_input();
   bool settle_input() noexcept;
   void drop_input() noexcept;
@@ -266,6 +265,7 @@ class TcpConnection final : private StreamHandler,
   void report_end();
   void finish_if_allowed();
   void finish_if_drained();
+  void start_drain();
   void conclude_if_finished();
   void conclude(CloseReason reason, Release how);
   void conclude_timeout(TimeoutKind kind, Release how);
@@ -306,22 +306,23 @@ class TcpConnection final : private StreamHandler,
   bool passed_high_ = false;    // it has risen above since on_high_water was last considered
   bool notified_above_high_ = false;
   bool finish_requested_ = false;
-  bool finished_ = false;          // FIN is out
-  bool input_ended_ = false;       // no more input will come
-  bool input_end_due_ = false;     // it ended while paused; to be dealt with on resume
-  bool broken_ = false;            // on_failed has come
-  bool output_broken_ = false;     // the kernel takes no more
-  bool pause_overridden_ = false;  // broken_pause_timeout has passed
-  bool stream_gone_ = false;       // on_closed has come
-  bool input_full_ = false;        // as much is kept as may be
-  bool offer_input_ = false;       // kept input is to be offered again
+  bool close_when_released_ = false;  // an orderly stop waits for a reply being computed
+  bool finished_ = false;             // FIN is out
+  bool input_ended_ = false;          // no more input will come
+  bool input_end_due_ = false;        // it ended while paused; to be dealt with on resume
+  bool broken_ = false;               // on_failed has come
+  bool output_broken_ = false;        // the kernel takes no more
+  bool pause_overridden_ = false;     // broken_pause_timeout has passed
+  bool stream_gone_ = false;          // on_closed has come
+  bool input_full_ = false;           // as much is kept as may be
+  bool offer_input_ = false;          // kept input is to be offered again
   bool write_complete_due_ = false;
   bool reported_ = false;  // on_close has run, or is running
 
   // Cold.
   CloseReason reason_ = CloseReason::local;
   TimeoutKind timeout_ = TimeoutKind::none;
-  int unacknowledged_ = kNotSampled;  // SIOCOUTQ at the last sample
+  std::int64_t acknowledged_ = 0;  // bytes the peer had acknowledged at the last sample
   std::error_code error_;
   std::uint64_t stall_bytes_sent_ = 0;
   std::uint64_t output_discarded_ = 0;

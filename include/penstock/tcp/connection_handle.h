@@ -33,8 +33,8 @@ class ConnectionHandle {
   ConnectionHandle() = default;
 
   /// Sends as TcpConnection::send does. Answers full when the loop's bound on posted bytes is
-  /// reached (EventLoopOptions::posted_bytes_max): `payload` is then left as it was. SharedBytes count
-  /// by their place in the queue only.
+  /// reached (EventLoopOptions::posted_bytes_max): `payload` is then left as it was. SharedBytes are
+  /// charged to the loops' memory budget, once however often they are sent.
   PostResult send(std::string&& payload) const;
   PostResult send(std::vector<std::byte>&& payload) const;
   PostResult send(SharedBytes payload) const;

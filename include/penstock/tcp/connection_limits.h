@@ -18,7 +18,7 @@ struct ConnectionLimits {
   std::size_t output_max = std::size_t{16} * 1024 * 1024;
   /// Input the message callback may leave unconsumed before the connection ends with `overflow`.
   std::size_t input_max = std::size_t{64} * 1024;
-  /// No byte in either direction, nothing to send, no hold.
+  /// No byte in either direction, nothing to send, no hold, reading not paused by the user.
   Duration idle_timeout = std::chrono::seconds(120);
   /// Output is pending and neither taken by the kernel nor acknowledged by the peer.
   Duration write_stall_timeout = std::chrono::seconds(30);

@@ -61,7 +61,6 @@ class Listener final : private AcceptHandler {
   /// Leaves new connections in the backlog (the owner is full). Idempotent.
   void pause();
   void resume();
-  bool paused() const noexcept { return paused_by_owner_; }
   /// Whether it waits for descriptors or kernel memory. Thread-safe.
   bool starved() const noexcept { return starved_.load(); }
   /// Something of ours has been closed: accept again at once.
@@ -94,6 +93,7 @@ class Listener final : private AcceptHandler {
   std::atomic<std::uint64_t> refused_for_descriptors_{0};
   std::atomic<std::uint64_t> accept_errors_{0};
   Duration back_off_ = kBackOffMin;
+  TimePoint next_warning_ = TimePoint::min();
   std::optional<TimerPlace> retry_place_;  // while open
   Timer retry_timer_ = Timer::calling<&Listener::retry_now>(*this);
   bool open_ = false;

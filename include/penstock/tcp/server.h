@@ -78,8 +78,8 @@ class TcpServer {
  public:
   /// A server with loops of its own.
   explicit TcpServer(TcpServerOptions options = {});
-  /// A server on a loop of the program's, which outlives it. `loops`, `backend`, `kernel` and
-  /// `on_thread_start` do not apply.
+  /// A server on a loop of the program's, which outlives it. What concerns loops of its own
+  /// does not apply.
   explicit TcpServer(EventLoop& loop, TcpServerOptions options = {});
   TcpServer(const TcpServer&) = delete;
   TcpServer& operator=(const TcpServer&) = delete;
@@ -145,6 +145,9 @@ class TcpServer {
     on_listening_ = std::move(function);
   }
 
+  /// Called on the first loop when a stop() is complete: no connection is left.
+  void on_stopped(std::move_only_function<void()> function) { on_stopped_ = std::move(function); }
+
   /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while
   /// the loop does not run. Errors: bad_address, needs_resolver, too_many_connections,
   /// already_started, unknown_backend, and what the kernel says; describe_listen_error() makes a
@@ -174,6 +177,7 @@ class TcpServer {
 
  private:
   ConnectionCallbacks& callbacks();
+  CountedPtr<ServerCore> started_core() const;
   Result<void> start_loops_and_listen(const SocketAddress& address);
 
   std::unique_ptr<EventLoop> own_loop_;
@@ -182,9 +186,10 @@ class TcpServer {
   Duration stop_deadline_;
   std::unique_ptr<ConnectionCallbacks> callbacks_;
   std::move_only_function<void()> on_listening_;
+  std::move_only_function<void()> on_stopped_;
   BehaviourPtr behaviour_;       // from the first start() on
   CountedPtr<ServerCore> core_;  // from start() on
-  std::mutex mutex_;             // guards the two below: stop() may come from any thread
+  mutable std::mutex mutex_;     // guards the two below: stop() may come from any thread
   CountedPtr<ServerCore> started_core_;
   std::optional<Duration> early_stop_;  // stop() came before start() was done
   std::unique_ptr<LoopGroup> group_;
