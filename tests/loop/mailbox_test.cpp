@@ -97,23 +97,23 @@ TEST_F(MailboxTest, tasks_come_out_in_the_order_posted) {
 }
 
 TEST_F(MailboxTest, one_wake_up_is_written_for_a_sleeper_and_none_otherwise) {
-  mailbox->post([] {});
+  static_cast<void>(mailbox->post([] {}));
   EXPECT_EQ(backend.wakes, 0);
   run_mail();
   ASSERT_TRUE(mailbox->prepare_to_sleep());
   for (int i = 0; i < 5; ++i)
-    mailbox->post([] {});
+    static_cast<void>(mailbox->post([] {}));
   EXPECT_EQ(backend.wakes, 1);
   EXPECT_EQ(mailbox->wakeups_written(), 1U);
   mailbox->awake();
-  mailbox->post([] {});
+  static_cast<void>(mailbox->post([] {}));
   EXPECT_EQ(backend.wakes, 1);
 }
 
 TEST_F(MailboxTest, one_with_mail_may_not_sleep_and_is_not_woken) {
-  mailbox->post([] {});
+  static_cast<void>(mailbox->post([] {}));
   EXPECT_FALSE(mailbox->prepare_to_sleep());
-  mailbox->post([] {});
+  static_cast<void>(mailbox->post([] {}));
   EXPECT_EQ(backend.wakes, 0);
   EXPECT_EQ(run_mail(), 2U);
   EXPECT_TRUE(mailbox->prepare_to_sleep());
@@ -122,7 +122,7 @@ TEST_F(MailboxTest, one_with_mail_may_not_sleep_and_is_not_woken) {
 
 TEST_F(MailboxTest, a_closed_one_refuses_and_leaves_the_task_to_its_owner) {
   const LoopId id = mailbox->id();
-  mailbox->post([] {});
+  static_cast<void>(mailbox->post([] {}));
   EXPECT_EQ(mailbox->close().size(), 1U);
   int runs = 0;
   Task task = [&] { ++runs; };
@@ -223,7 +223,8 @@ TEST_F(MailboxTest, no_task_is_destroyed_under_the_lock) {
     }
     LoopId id;
   };
-  mailbox->post([guard = PostsWhenDestroyed(mailbox->id())] { static_cast<void>(guard); });
+  static_cast<void>(
+      mailbox->post([guard = PostsWhenDestroyed(mailbox->id())] { static_cast<void>(guard); }));
   std::vector<Mailbox::Item> left = mailbox->close();
   EXPECT_EQ(left.size(), 1U);
   left.clear();

@@ -76,14 +76,14 @@ TEST_P(HandleTest, payloads_of_every_kind_leave_in_the_order_sent) {
 
 TEST_P(HandleTest, close_delivers_what_was_sent_before_and_abort_resets) {
   World::Link closing = world.connect();
-  closing.handle.send("all of it");
-  closing.handle.close();
+  static_cast<void>(closing.handle.send("all of it"));
+  static_cast<void>(closing.handle.close());
   const Received all = received_to_end(closing.client);
   EXPECT_EQ(all.text, "all of it");
   EXPECT_EQ(all.result, 0);
 
   World::Link aborting = world.connect();
-  aborting.handle.abort();
+  static_cast<void>(aborting.handle.abort());
   EXPECT_EQ(received_to_end(aborting.client).result, -ECONNRESET);
   ASSERT_TRUE(world.run_until([&] { return aborting.record->closes == 1; }));
   EXPECT_EQ(aborting.record->report->reason, CloseReason::local);
@@ -108,8 +108,8 @@ TEST_P(HandleTest, a_visit_runs_on_the_loop_with_the_connection_and_in_order) {
 
 TEST_P(HandleTest, a_visit_that_throws_is_counted_and_the_loop_goes_on) {
   World::Link link = world.connect();
-  link.handle.post([](TcpConnection&) { throw std::runtime_error("visit"); });
-  link.handle.send("after");
+  static_cast<void>(link.handle.post([](TcpConnection&) { throw std::runtime_error("visit"); }));
+  static_cast<void>(link.handle.send("after"));
   ASSERT_TRUE(world.run_until([&] { return world.loop.statistics().exceptions == 1; }));
   wait_for(linux_kernel(), link.client.get(), POLLIN);
   EXPECT_EQ(receive(linux_kernel(), link.client.get()).text, "after");
@@ -147,7 +147,7 @@ TEST_P(HandleTest, over_the_bound_of_posted_bytes_a_send_is_full_and_leaves_the_
   EXPECT_EQ(handle.send(std::string(20'000, 'x')), PostResult::full);
   loop.step();
   EXPECT_EQ(handle.send(std::move(again)), PostResult::posted) << "what ran has made room";
-  handle.abort();
+  static_cast<void>(handle.abort());
   loop.step();
 }
 
@@ -156,21 +156,21 @@ TEST_P(HandleTest, what_is_sent_to_a_connection_that_has_gone_never_reaches_its_
   World::Link old = world.connect();
   const std::uint32_t slot = old.connection->id().slot;
   const ConnectionHandle stale = old.handle;
-  stale.abort();
+  static_cast<void>(stale.abort());
   ASSERT_TRUE(world.run_until([&] { return old.record->closes == 1; }));
   world.turn();
   EXPECT_EQ(stale_drops(), 0U);
   World::Link fresh = world.connect();
   ASSERT_EQ(fresh.connection->id().slot, slot) << "the test is about reuse";
   EXPECT_NE(fresh.handle, stale);
-  stale.send("foreign");
-  stale.send(std::string(100'000, 'f'));
-  stale.finish();
-  stale.close();
-  stale.abort();
-  stale.post([](TcpConnection&) { FAIL(); });
-  fresh.handle.send("own");
-  fresh.handle.finish();
+  static_cast<void>(stale.send("foreign"));
+  static_cast<void>(stale.send(std::string(100'000, 'f')));
+  static_cast<void>(stale.finish());
+  static_cast<void>(stale.close());
+  static_cast<void>(stale.abort());
+  static_cast<void>(stale.post([](TcpConnection&) { FAIL(); }));
+  static_cast<void>(fresh.handle.send("own"));
+  static_cast<void>(fresh.handle.finish());
   const Received all = received_to_end(fresh.client);
   EXPECT_EQ(all.text, "own");
   EXPECT_EQ(all.result, 0);
@@ -179,10 +179,10 @@ TEST_P(HandleTest, what_is_sent_to_a_connection_that_has_gone_never_reaches_its_
 
 TEST_P(HandleTest, what_waits_behind_an_abort_in_the_same_batch_is_dropped_and_counted) {
   World::Link link = world.connect();
-  link.handle.send("before");
-  link.handle.abort();
-  link.handle.send("behind");
-  link.handle.post([](TcpConnection&) { FAIL(); });
+  static_cast<void>(link.handle.send("before"));
+  static_cast<void>(link.handle.abort());
+  static_cast<void>(link.handle.send("behind"));
+  static_cast<void>(link.handle.post([](TcpConnection&) { FAIL(); }));
   ASSERT_TRUE(world.run_until([&] { return link.record->closes == 1; }));
   EXPECT_EQ(stale_drops(), 2U);
   EXPECT_EQ(link.record->count("close"), 1U);
@@ -191,8 +191,8 @@ TEST_P(HandleTest, what_waits_behind_an_abort_in_the_same_batch_is_dropped_and_c
 // R25, R27: accepted by the handle, refused by the connection: it must be counted somewhere.
 TEST_P(HandleTest, what_waits_behind_a_close_is_dropped_and_counted_or_reported) {
   World::Link link = world.connect();
-  link.handle.close();
-  link.handle.send("too late");
+  static_cast<void>(link.handle.close());
+  static_cast<void>(link.handle.send("too late"));
   const Received all = received_to_end(link.client);
   EXPECT_EQ(all.text, "");
   link.client.reset();
@@ -203,10 +203,10 @@ TEST_P(HandleTest, what_waits_behind_a_close_is_dropped_and_counted_or_reported)
 
 TEST_P(HandleTest, dropped_payloads_are_freed) {
   World::Link link = world.connect();
-  link.handle.abort();
+  static_cast<void>(link.handle.abort());
   auto held = std::make_shared<int>(0);
   const std::weak_ptr<int> alive = held;
-  link.handle.post([held = std::move(held)](TcpConnection&) { ++*held; });
+  static_cast<void>(link.handle.post([held = std::move(held)](TcpConnection&) { ++*held; }));
   ASSERT_TRUE(world.run_until([&] { return link.record->closes == 1; }));
   EXPECT_TRUE(alive.expired());
 }
@@ -254,7 +254,7 @@ TEST_P(HandleTest, each_threads_messages_arrive_whole_and_in_its_order) {
         EXPECT_EQ(handle.send(std::to_string(index) + ' ' + std::to_string(number) + '\n'),
                   PostResult::posted);
       }
-      if (--running == 0) handle.close();
+      if (--running == 0) static_cast<void>(handle.close());
     });
   }
   const Received all = receive_to_end(linux_kernel(), client.get());
@@ -290,7 +290,7 @@ TEST_P(HandleTest, a_send_while_the_connection_closes_is_whole_or_nothing) {
       for (int i = 0; i < 20; ++i)
         EXPECT_EQ(handle.send(message), PostResult::posted);
     });
-    std::thread closer([&] { handle.close(); });
+    std::thread closer([&] { static_cast<void>(handle.close()); });
     const Received all = receive_to_end(linux_kernel(), client.get());
     EXPECT_EQ(all.result, 0);
     EXPECT_EQ(all.text.size() % message.size(), 0U);

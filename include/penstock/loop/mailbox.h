@@ -76,7 +76,7 @@ class Mailbox {
 
   /// A mailbox for a new loop; `backend` is what wakes it. Error: out_of_loops.
   static Result<Mailbox*> open(IoBackend& backend, std::size_t charge_max,
-                               CountedPtr<MemoryBudget> budget);
+                               CountedPtr<MemoryBudget> budget = {});
   /// Refuses what comes from now on and hands over what has not run. The name stays the loop's.
   std::vector<Item> close();
   /// The loop is gone: the mailbox may serve another one. The last call.
