@@ -391,7 +391,10 @@ class Server(Child):
                 return True
             except ConnectionResetError:
                 return False  # it was in the backlog of a listener just being closed
-            return probe.getsockname() == probe.getpeername()  # the kernel connected it to itself: nobody listened
+            try:
+                return probe.getsockname() == probe.getpeername()  # connected to itself: nobody listened
+            except OSError:  # connected, and reset at once: somebody listened
+                return False
 
 
 class Result:

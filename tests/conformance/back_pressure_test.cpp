@@ -762,6 +762,46 @@ TEST_P(BackPressure, AConsumerThatPausesAtEachMessageIsCalledUntilNothingIsLeft)
 
 // -- Memory of many --
 
+// RE8
+TEST_P(BackPressure, ResumingInsideTheCallbackWithoutProgressDoesNotSpin) {
+  int calls = 0;
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+    ++calls;
+    peer.pause_reading();
+    peer.resume_reading();
+    if (in.find('\n')) record->received += in.take_string();
+  };
+  World::Link link = world.connect(record, std::move(callbacks));
+  deliver(link, "half a ");
+  world.settle();
+  world.turn(20);
+  EXPECT_EQ(calls, 1) << "offered again with nothing new";
+  deliver(link, "line\n");
+  ASSERT_TRUE(world.run_until([&] { return !record->received.empty(); }));
+  EXPECT_EQ(record->received, "half a line\n");
+  EXPECT_EQ(calls, 2);
+}
+
+// W14
+TEST_P(BackPressure, WhoeverIsRefusedIsToldWhenOutputHasDrained) {
+  ConnectionLimits limits;
+  limits.output_max = 100 * kKiB;
+  World::Link link = world.connect(limits);
+  shrink_buffers(link);
+  const std::string large = pattern(90 * kKiB);
+  std::size_t accepted = 0;
+  while (link.connection->try_send(large) != SendOutcome::full)
+    accepted += large.size();
+  ASSERT_GT(link.connection->queued_bytes(), 0u);
+  EXPECT_EQ(link.record->count("low"), 0u);
+  EXPECT_EQ(collect(world, link, accepted).size(), accepted);
+  EXPECT_TRUE(world.run_until([&] { return link.record->count("low") == 1; }));
+  EXPECT_EQ(link.record->count("high"), 0u) << "output was never above the mark";
+  EXPECT_EQ(link.connection->try_send(large), SendOutcome::accepted);
+}
+
 // B10, small
 TEST_P(BackPressure, PausedConnectionsKeepTheirInputInTheKernel) {
   std::vector<World::Link> links;

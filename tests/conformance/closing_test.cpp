@@ -45,6 +45,10 @@ class Closing : public ConformanceTest {
     EXPECT_EQ(link.record->events.back(), "close");
     EXPECT_EQ(charged(), 0u);
   }
+  void expect_end_of(const World::Link& link, CloseReason reason) {
+    ASSERT_TRUE(ended(link));
+    EXPECT_EQ(to_string(link.record->report->reason), to_string(reason));
+  }
 };
 
 // -- Half-close --
@@ -975,6 +979,8 @@ TEST_P(Closing, AnIdleConnectionIsClosedAndAnyByteDelaysIt) {
   }
   pass(world, seconds(900));
   EXPECT_EQ(link.record->closes, 0);
+  // Output that is still under way would count as activity.
+  ASSERT_TRUE(all_acknowledged(linux_kernel(), link.connection->descriptor()));
   pass(world, seconds(200));
   expect_end(link, CloseReason::timeout, TimeoutKind::idle);
 }
@@ -1013,6 +1019,63 @@ TEST_P(Closing, WithoutLimitsOfTimeNothingIsEverClosed) {
   }
 }
 
+// C16
+TEST_P(Closing, CloseAfterFinishIsLimitedLikeAnyClose) {
+  ConnectionLimits limits;
+  limits.drain_idle_timeout = seconds(5);
+  limits.drain_timeout = seconds(30);
+  limits.half_close_timeout = seconds(100'000);
+  World::Link silent = world.connect(limits);
+  World::Link talking = world.connect(limits);
+  for (const World::Link* link : {&silent, &talking}) {
+    link->connection->finish();
+    link->connection->close();
+  }
+  world.settle();
+  for (int i = 0; i < 7; ++i) {
+    EXPECT_EQ(talking.record->closes, 0);
+    deliver(talking, "x");
+    world.settle();
+    pass(world, seconds(4));
+    if (i == 1) expect_end_of(silent, CloseReason::local);
+  }
+  pass(world, seconds(4));
+  expect_end_of(talking, CloseReason::local);
+}
+
+// C14
+TEST_P(Closing, AHalfClosedPeerThatStillTakesOutputIsNotClosed) {
+  ConnectionLimits limits;
+  limits.half_close_timeout = seconds(100);
+  World::Link link = world.connect(limits);
+  // The client's window is small, our kernel takes all: only acknowledgements show progress.
+  const int small = 16 * 1024;
+  linux_kernel().setsockopt(link.client.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  const std::string reply = pattern(400 * kKiB);
+  link.connection->send(reply);
+  link.connection->finish();
+  world.settle();
+  ASSERT_EQ(link.connection->queued_bytes(), 0u);
+  std::size_t read = 0;
+  const auto under_way = [&] {
+    return linux_kernel().unacknowledged_bytes(link.connection->descriptor());
+  };
+  int rounds = 0;
+  for (int before = under_way(); before > 1; ++rounds) {
+    pass(world, seconds(101));
+    ASSERT_EQ(link.record->closes, 0) << "round " << rounds;
+    // Until the peer's kernel has acknowledged more than before.
+    ASSERT_TRUE(eventually([&] {
+      const Received some = receive(linux_kernel(), link.client.get());
+      read += some.text.size();
+      return under_way() < before;
+    }));
+    before = under_way();
+  }
+  EXPECT_GT(rounds, 2);
+  EXPECT_EQ(read + collect_to_end(world, link).text.size(), reply.size());
+}
+
 // -- Behaviour and context --
 
 TEST_P(Closing, AnotherBehaviourTakesOverAtTheNextEvent) {
@@ -1027,9 +1090,9 @@ TEST_P(Closing, AnotherBehaviourTakesOverAtTheNextEvent) {
   deliver(link, "upgradebinary");
   world.settle();
   EXPECT_EQ(before->received, "upgrade");
+  EXPECT_EQ(after->received, "binary") << "what the old one left goes to the new one";
   deliver(link, " and more");
-  ASSERT_TRUE(world.run_until([&] { return !after->received.empty(); }));
-  EXPECT_EQ(after->received, "binary and more") << "what the old one left goes to the new one";
+  EXPECT_TRUE(world.run_until([&] { return after->received == "binary and more"; }));
   send_fin(link);
   ASSERT_TRUE(world.run_until([&] { return after->closes == 1; }));
   EXPECT_EQ(before->closes, 0);

@@ -31,7 +31,7 @@ World::World(Backend backend, CountedPtr<MemoryBudget> budget)
 
 bool World::run_until(const std::function<bool()>& condition) {
   // Real time, so that a test may move the loop's clock.
-  const TimePoint end = linux_kernel().now() + std::chrono::seconds(10);
+  const TimePoint end = linux_kernel().now() + std::chrono::seconds(40);
   while (!condition()) {
     if (linux_kernel().now() > end) return false;
     loop.step(std::chrono::milliseconds(5));

@@ -70,7 +70,7 @@ class World {
  public:
   EventLoop loop;
 
-  /// Turns the loop until the condition holds; false after ten seconds (which is a failed test).
+  /// Turns the loop until the condition holds; false after forty seconds (which is a failed test).
   [[nodiscard]] bool run_until(const std::function<bool()>& condition);
   /// Turns the loop, without waiting, until several turns in a row have had no event and the kernel's loopback has nothing under way.
   void settle();

@@ -299,5 +299,34 @@ TEST_P(HandleTest, a_send_while_the_connection_closes_is_whole_or_nothing) {
   }
 }
 
+// R24: whatever is posted is bounded, shared payloads by the memory budget of the loops.
+TEST(HandleBudgetTest, shared_payloads_under_way_are_bounded_by_the_memory_budget) {
+  constexpr std::size_t kMiB = std::size_t{1024} * 1024;
+  const auto budget = make_counted<MemoryBudget>(4 * kMiB);
+  EventLoop loop({.memory_budget = budget});
+  SocketPair pair = tcp_pair(linux_kernel());
+  const ConnectionHandle handle =
+      ConnectionTable::of(loop)
+          .adopt(std::move(pair.server), SocketAddress(), make_behaviour({}), nullptr)
+          .value();
+  int posted = 0;
+  while (posted < 100 && handle.send(SharedBytes(std::string(kMiB, 'x'))) == PostResult::posted) {
+    ++posted;
+  }
+  EXPECT_GE(posted, 2);
+  EXPECT_LE(posted, 4);
+  // One payload, sent often, counts once.
+  const auto roomy = make_counted<MemoryBudget>(4 * kMiB);
+  EventLoop other({.memory_budget = roomy});
+  SocketPair second = tcp_pair(linux_kernel());
+  const ConnectionHandle elsewhere =
+      ConnectionTable::of(other)
+          .adopt(std::move(second.server), SocketAddress(), make_behaviour({}), nullptr)
+          .value();
+  const SharedBytes shared(std::string(kMiB, 'y'));
+  for (int i = 0; i < 50; ++i)
+    EXPECT_EQ(elsewhere.send(shared), PostResult::posted);
+}
+
 }  // namespace
 }  // namespace penstock::test
