@@ -43,7 +43,8 @@ int main(int argument_count, char** arguments) {
     const std::string_view value(arguments[i + 1]);
     if (name == "--listen") {
       options.listen = value;
-    } else if (const Result<Backend> backend = parse_backend(value); name == "--backend" && backend) {
+    } else if (const Result<Backend> backend = parse_backend(value);
+               name == "--backend" && backend) {
       options.backend = *backend;
     } else {
       std::fprintf(stderr, "usage: penstock_bulk --listen HOST:PORT --backend NAME\n");

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "penstock/base/assert.h"
+#include "penstock/base/log.h"
 
 namespace penstock {
 namespace {
@@ -46,7 +47,7 @@ std::span<const epoll_event> EpollSelector::wait(int timeout) {
     try {
       events_.resize(events_.size() * 2);
     } catch (const std::bad_alloc&) {
-      // Smaller batches do the same work.
+      log(LogLevel::info, "no memory for larger batches of events; smaller ones do the same work");
     }
   }
   const int count = kernel_.epoll_wait(epoll_fd_.get(), events_.data(),

@@ -23,8 +23,9 @@ namespace penstock::test {
 
 /// What the callbacks of one connection have been told, in order.
 struct Record {
-  std::vector<std::string> events;  ///< "connect", "message", "peer_finished", "write_complete", "high", "low", "close"
-  std::string received;             ///< All input that the message callback consumed.
+  std::vector<std::string>
+      events;  ///< "connect", "message", "peer_finished", "write_complete", "high", "low", "close"
+  std::string received;  ///< All input that the message callback consumed.
   std::optional<CloseReport> report;
   int closes = 0;
 
@@ -89,7 +90,8 @@ class World {
   };
   /// Connects by TCP and adopts. The callbacks default to recording(record).
   Link connect(ConnectionLimits limits = {});
-  Link connect(std::shared_ptr<Record> record, ConnectionCallbacks callbacks, ConnectionLimits limits = {});
+  Link connect(std::shared_ptr<Record> record, ConnectionCallbacks callbacks,
+               ConnectionLimits limits = {});
 
   /// Descriptors of this process; take it before and after to show that none is lost.
   static std::size_t open_descriptors() { return linux_kernel().open_descriptors(); }
@@ -109,7 +111,6 @@ std::string backend_test_name(const testing::TestParamInfo<Backend>& info);
 
 }  // namespace penstock::test
 
-#define PENSTOCK_ON_EVERY_BACKEND(Suite)                                        \
-  INSTANTIATE_TEST_SUITE_P(Backends, Suite,                                     \
-                           testing::ValuesIn(::penstock::test::kBackends),      \
+#define PENSTOCK_ON_EVERY_BACKEND(Suite)                                                    \
+  INSTANTIATE_TEST_SUITE_P(Backends, Suite, testing::ValuesIn(::penstock::test::kBackends), \
                            ::penstock::test::backend_test_name)

@@ -204,8 +204,9 @@ class EventLoop {
   // By index: a callback may bring a new service to life.
   template <class Visit>
   void for_each_service(Visit visit) {
-    for (std::size_t i = 0; i < services_.size(); ++i)
-      visit(*services_[i].second);
+    std::size_t next = 0;
+    while (next < services_.size())
+      visit(*services_[next++].second);
   }
   void run_tasks();
   bool anything_due();
