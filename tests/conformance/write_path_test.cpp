@@ -674,7 +674,6 @@ TEST_P(WritePath, SizesBeyondFourGibibytesAreNotTruncated) {
 
   std::vector<char> block(4 * kMiB);
   std::size_t received = 0;
-  std::string last;
   std::string middle;
   ASSERT_TRUE(wide.run_until([&] {
     while (true) {
