@@ -814,5 +814,45 @@ TEST_P(EventLoopTest, nothing_can_be_posted_to_a_loop_that_is_being_destroyed) {
   EXPECT_EQ(answer, PostResult::closed);
 }
 
+TEST_P(EventLoopTest, a_stop_outlives_the_steps_before_the_next_run) {
+  loop.stop();
+  loop.step();
+  loop.step();
+  EXPECT_TRUE(loop.run().has_value()) << "run() has to end after one turn";
+}
+
+TEST_P(EventLoopTest, a_watch_may_be_ended_by_what_another_one_holds) {
+  const UniqueFd first_fd = readable_fd();
+  const UniqueFd second_fd = readable_fd();
+  const WatchId second = loop.watch(second_fd.get(), Interest::none, [](Readiness) {}).value();
+  const auto ends_second = [this, second](int*) { loop.unwatch(second); };
+  std::unique_ptr<int, decltype(ends_second)> guard(new int, ends_second);
+  int* const held = guard.get();
+  const WatchId first =
+      loop.watch(first_fd.get(), Interest::none, [guard = std::move(guard)](Readiness) {}).value();
+  loop.unwatch(first);
+  loop.step();
+  loop.step();
+  delete held;
+  EXPECT_TRUE(loop.watch(second_fd.get(), Interest::readable, [](Readiness) {}).has_value());
+}
+
+TEST_P(EventLoopTest, what_a_watch_holds_at_the_end_of_its_loop_reaches_no_other_loop) {
+  const UniqueFd fd = readable_fd();
+  PostResult answer = PostResult::posted;
+  auto going =
+      std::make_unique<EventLoop>(EventLoopOptions{.backend = GetParam(), .kernel = &kernel});
+  const LoopId id = going->id();
+  const auto posts = [&](int* held) {
+    answer = Mailbox::post(id, [] { FAIL(); });
+    delete held;
+  };
+  std::unique_ptr<int, decltype(posts)> guard(new int, posts);
+  ASSERT_TRUE(
+      going->watch(fd.get(), Interest::none, [guard = std::move(guard)](Readiness) {}).has_value());
+  going.reset();
+  EXPECT_EQ(answer, PostResult::closed);
+}
+
 }  // namespace
 }  // namespace penstock::test
