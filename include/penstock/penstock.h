@@ -2,6 +2,7 @@
 #pragma once
 
 #include "penstock/base/clock.h"
+#include "penstock/base/latency_histogram.h"
 #include "penstock/base/log.h"
 #include "penstock/base/result.h"
 #include "penstock/bytes/input_buffer.h"
@@ -10,7 +11,9 @@
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/loop_group.h"
 #include "penstock/os/socket_address.h"
+#include "penstock/tcp/adopt.h"
 #include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/client.h"
 #include "penstock/tcp/connection.h"
 #include "penstock/tcp/connection_handle.h"
 #include "penstock/tcp/server.h"

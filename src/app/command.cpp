@@ -59,7 +59,8 @@ CLI::Option* add_backend(CLI::App& app, Backend& value) {
             }
             value = *parsed;
           },
-          "How to wait for events: auto (PENSTOCK_BACKEND's choice, or epoll), epoll, epoll-et")
+          "How to wait for events: auto (PENSTOCK_BACKEND's choice, or epoll), epoll, epoll-et, "
+          "poll")
       ->type_name("NAME")
       ->default_str("auto");
 }

@@ -53,8 +53,9 @@ void add_echo(CLI::App& app, Action& action) {
   auto options = std::make_shared<TcpServerOptions>();
   options->listen = "127.0.0.1:7000";
   command->add_option("--listen", options->listen, "Where to listen; port 0 takes any free one")
-      ->type_name("HOST:PORT")
+      ->type_name("HOST:PORT|unix:PATH|fd:N")
       ->capture_default_str();
+  command->add_flag("--ipv6-only", options->ipv6_only, "On [::], leave IPv4 alone");
   command
       ->add_option("--loops", options->loops,
                    "Threads that serve connections; 0: one thread accepts and serves")

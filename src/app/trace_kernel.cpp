@@ -1,5 +1,7 @@
 #include "app/trace_kernel.h"
 
+#include <algorithm>
+
 namespace penstock::app {
 
 void TracingKernel::trace(int fd) noexcept {
@@ -41,6 +43,16 @@ int TracingKernel::raw_epoll_wait(int epoll_fd, epoll_event* events, int capacit
     const bool traced = armed_ && events[i].data.u64 == token_;
     if (traced && (events[i].events & EPOLLOUT) != 0) observer_.on_writable();
   }
+  return count;
+}
+
+// With poll the interest is what the next wait carries.
+int TracingKernel::raw_poll(std::span<pollfd> descriptors, const timespec* timeout) {
+  const auto traced = std::ranges::find(descriptors, fd_, &pollfd::fd);
+  if (traced == descriptors.end()) return ForwardingKernel::raw_poll(descriptors, timeout);
+  set_armed((traced->events & POLLOUT) != 0);
+  const int count = ForwardingKernel::raw_poll(descriptors, timeout);
+  if (count > 0 && armed_ && (traced->revents & POLLOUT) != 0) observer_.on_writable();
   return count;
 }
 

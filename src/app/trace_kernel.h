@@ -29,7 +29,7 @@ class WritePathObserver {
   ~WritePathObserver() = default;
 };
 
-/// Watches one descriptor at a time, by the calls that epoll back-ends make, level- or edge-triggered.
+/// Watches one descriptor at a time, by the calls that the epoll back-ends and poll make.
 class TracingKernel final : public ForwardingKernel {
  public:
   /// Both are borrowed and outlive it.
@@ -44,6 +44,7 @@ class TracingKernel final : public ForwardingKernel {
   ssize_t raw_sendmsg(int fd, const msghdr* message, int flags) override;
   int raw_epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event) override;
   int raw_epoll_wait(int epoll_fd, epoll_event* events, int capacity, int timeout) override;
+  int raw_poll(std::span<pollfd> descriptors, const timespec* timeout) override;
   int raw_shutdown(int fd, int how) override;
   int raw_close(int fd) override;
 

@@ -11,9 +11,10 @@ class PenstockCategory final : public std::error_category {
   std::string message(int value) const override {
     switch (static_cast<Errc>(value)) {
       case Errc::unknown_backend:
-        return "unknown backend; the known ones are auto, epoll, epoll-et";
+        return "unknown backend; the known ones are auto, epoll, epoll-et, poll";
       case Errc::bad_address:
-        return "not an address; write HOST:PORT or [IPV6]:PORT, with a port from 0 to 65535";
+        return "not an address; write HOST:PORT, [IPV6]:PORT (port 0 to 65535), "
+               "unix:PATH or unix:@NAME";
       case Errc::needs_resolver:
         return "host names other than localhost are not resolved yet; write a numeric address";
       case Errc::too_many_connections:
@@ -29,6 +30,18 @@ class PenstockCategory final : public std::error_category {
         return "a callback threw an exception";
       case Errc::out_of_loops:
         return "too many event loops at a time";
+      case Errc::self_connected:
+        return "the attempt connected to itself: nobody listens at that port";
+      case Errc::output_limit:
+        return "the output limit of a connection was reached; see ConnectionLimits::output_max";
+      case Errc::input_limit:
+        return "the input limit of a connection was reached; see ConnectionLimits::input_max";
+      case Errc::memory_limit:
+        return "the memory budget of the loops is exhausted; see memory_max";
+      case Errc::unstable_connection:
+        return "connections keep ending soon after they are made";
+      case Errc::not_listening:
+        return "not a listening stream socket; pass a descriptor on which listen() has been called";
     }
     return "unknown error " + std::to_string(value);
   }

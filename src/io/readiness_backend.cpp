@@ -63,8 +63,11 @@ ReadinessBackend::ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> sel
       name_(name),
       wake_fd_(std::move(wake_fd)),
       scratch_(kScratchSize),
-      context_{.kernel = kernel_, .selector = *selector_, .trigger = trigger, .scratch = scratch_} {
-}
+      context_{.kernel = kernel_,
+               .selector = *selector_,
+               .statistics = statistics_,
+               .trigger = trigger,
+               .scratch = scratch_} {}
 
 Result<std::unique_ptr<IoBackend>> ReadinessBackend::create(Kernel& kernel,
                                                             std::unique_ptr<Selector> selector,
@@ -86,8 +89,8 @@ ReadinessBackend::~ReadinessBackend() {
 
 // -- Streams --------------------------------------------------------------------------------------
 
-Result<Stream*> ReadinessBackend::attach(UniqueFd fd, StreamHandler& handler) {
-  ReadinessStream& stream = streams_.emplace(context_, fd.get(), handler);
+Result<Stream*> ReadinessBackend::attach(UniqueFd fd, StreamKind kind, StreamHandler& handler) {
+  ReadinessStream& stream = streams_.emplace(context_, fd.get(), kind, handler);
   const int result = stream.register_attached();
   if (result < 0) {
     streams_.erase(stream.id());
@@ -97,12 +100,13 @@ Result<Stream*> ReadinessBackend::attach(UniqueFd fd, StreamHandler& handler) {
   return &stream;
 }
 
-Result<Stream*> ReadinessBackend::connect(UniqueFd fd, const SocketAddress& peer,
+Result<Stream*> ReadinessBackend::connect(UniqueFd& fd, const SocketAddress& peer,
                                           StreamHandler& handler) {
   // Registered after connect(): an unconnected socket reports OUT and HUP (K13).
   const int connected = kernel_.connect(fd.get(), peer.data(), peer.size());
   if (connected < 0 && connected != -EINPROGRESS) return failure(connected);
-  ReadinessStream& stream = streams_.emplace(context_, fd.get(), handler);
+  const StreamKind kind = peer.is_ip() ? StreamKind::tcp : StreamKind::other;
+  ReadinessStream& stream = streams_.emplace(context_, fd.get(), kind, handler);
   const int result = stream.register_connecting(connected == 0);
   if (result < 0) {
     streams_.erase(stream.id());
@@ -321,8 +325,13 @@ void ReadinessBackend::bury() {
   round.splice_back(context_.dying);
   while (ReadinessStream* stream = round.pop_front()) {
     StreamHandler& handler = stream->handler();
+    UniqueFd detached(kernel_, stream->take_detached());
     streams_.erase(stream->id());
-    handler.on_closed();
+    if (detached) {
+      handler.on_detached(std::move(detached));
+    } else {
+      handler.on_closed();
+    }
   }
 }
 

@@ -25,8 +25,8 @@ class ReadinessBackend final : public IoBackend {
   ~ReadinessBackend() override;
 
   std::string_view name() const override { return name_; }
-  Result<Stream*> attach(UniqueFd fd, StreamHandler& handler) override;
-  Result<Stream*> connect(UniqueFd fd, const SocketAddress& peer, StreamHandler& handler) override;
+  Result<Stream*> attach(UniqueFd fd, StreamKind kind, StreamHandler& handler) override;
+  Result<Stream*> connect(UniqueFd& fd, const SocketAddress& peer, StreamHandler& handler) override;
   Result<ListenerId> listen(UniqueFd fd, AcceptHandler& handler) override;
   void pause_accepting(ListenerId id) override;
   void resume_accepting(ListenerId id) override;
@@ -78,12 +78,12 @@ class ReadinessBackend final : public IoBackend {
   std::string_view name_;
   UniqueFd wake_fd_;
   std::vector<std::byte> scratch_;
+  IoStatistics statistics_;
   ReadinessContext context_;
   SlotTable<ReadinessStream> streams_;
   SlotTable<Listener> listeners_;
   SlotTable<Watch> watches_;
   IntrusiveList<Listener, ListenerWorkTag> ready_listeners_;
-  IoStatistics statistics_;
 };
 
 }  // namespace penstock

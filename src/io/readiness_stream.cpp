@@ -126,17 +126,20 @@ SendResult ReadinessStream::transmit(std::span<const iovec> front) {
     PENSTOCK_ASSERT(taken <= size, "the kernel took more than it was given");
     retry_delay_ = Duration::zero();
     if (taken < size) {
+      ++context_.statistics.short_sends;
       blocked_ = true;
       update_interest();
     }
     return {.taken = taken};
   }
   if (sent == -EAGAIN) {
+    ++context_.statistics.blocked_sends;
     blocked_ = true;
     update_interest();
     return {};
   }
   if (is_shortage(sent)) {
+    ++context_.statistics.blocked_sends;
     blocked_ = true;
     send_starved_ = true;
     update_interest();
@@ -170,7 +173,7 @@ void ReadinessStream::finish() {
 
 void ReadinessStream::on_event(std::uint32_t events) {
   if (connecting_) {
-    finish_connect();
+    finish_connect(events);
     return;
   }
   if ((events & kInputEvents) != 0) {
@@ -195,7 +198,7 @@ void ReadinessStream::on_event(std::uint32_t events) {
 
 void ReadinessStream::on_ready() {
   if (connecting_) {
-    finish_connect();
+    finish_connect(0);
     return;
   }
   if (send_error_ != 0 && !failed_) {
@@ -232,7 +235,7 @@ void ReadinessStream::receive() {
     }
     if (result == -EAGAIN) {
       readable_ = false;
-      read_to_end_ = false;
+      read_to_end_ = reads_to_end_;
       if (send_error_ != 0) {
         // What had arrived has been read, and a connection that cannot send is over.
         report_failure(send_error_);
@@ -269,7 +272,7 @@ void ReadinessStream::report_failure(int error) {
   handler_.on_failed(error);
 }
 
-void ReadinessStream::finish_connect() {
+void ReadinessStream::finish_connect(std::uint32_t events) {
   int error = 0;
   socklen_t size = sizeof error;
   const int result = context_.kernel.getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &size);
@@ -280,7 +283,7 @@ void ReadinessStream::finish_connect() {
     socklen_t peer_size = sizeof peer;
     const int named =
         context_.kernel.getpeername(fd_, reinterpret_cast<sockaddr*>(&peer), &peer_size);
-    if (named == -ENOTCONN) return;
+    if (named == -ENOTCONN && (events & kBrokenEvents) == 0) return;
     if (named < 0) error = -named;
   }
   if (error != 0) {
@@ -316,19 +319,34 @@ void ReadinessStream::on_retry(TimePoint now) {
 // -- Closing --------------------------------------------------------------------------------------
 
 void ReadinessStream::close() {
+  if (detached_fd_ >= 0) context_.kernel.close(std::exchange(detached_fd_, -1));
   if (closed()) return;
   leave_selector();  // before the close: a duplicate of the descriptor would keep the registration alive (K12)
   context_.kernel.close(std::exchange(fd_, -1));
-  ListLink<StreamRetryTag>::unlink();
-  ListLink<StreamWorkTag>::unlink();
+  leave_lists();
   context_.dying.push_back(*this);
 }
 
+void ReadinessStream::leave_lists() noexcept {
+  ListLink<StreamRetryTag>::unlink();
+  ListLink<StreamWorkTag>::unlink();
+}
+
 void ReadinessStream::abort() {
-  if (closed()) return;
+  const int fd = detached_fd_ >= 0 ? detached_fd_ : fd_;
+  if (fd < 0) return;
   const linger reset{.l_onoff = 1, .l_linger = 0};
-  context_.kernel.setsockopt(fd_, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  context_.kernel.setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
   close();
+}
+
+void ReadinessStream::detach() {
+  if (closed()) return;
+  PENSTOCK_ASSERT(!blocked_, "what is pending goes first");
+  leave_selector();
+  detached_fd_ = std::exchange(fd_, -1);
+  leave_lists();
+  context_.dying.push_back(*this);
 }
 
 }  // namespace penstock

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "io/selector.h"
 #include "penstock/base/clock.h"
@@ -30,6 +31,7 @@ using StreamRetryList = IntrusiveList<ReadinessStream, StreamRetryTag>;
 struct ReadinessContext {
   Kernel& kernel;
   Selector& selector;
+  IoStatistics& statistics;
   Trigger trigger;
   std::span<std::byte> scratch;  // what recv fills; lent to one handler at a time
   StreamWorkList ready{};        // to be served by the next poll() without an event
@@ -41,8 +43,14 @@ class ReadinessStream final : public Stream,
                               public ListLink<StreamWorkTag>,
                               public ListLink<StreamRetryTag> {
  public:
-  ReadinessStream(SlotId id, ReadinessContext& context, int fd, StreamHandler& handler) noexcept
-      : context_(context), handler_(handler), id_(id), fd_(fd) {}
+  ReadinessStream(SlotId id, ReadinessContext& context, int fd, StreamKind kind,
+                  StreamHandler& handler) noexcept
+      : context_(context),
+        handler_(handler),
+        id_(id),
+        fd_(fd),
+        reads_to_end_(kind == StreamKind::other && context.trigger == Trigger::edge),
+        read_to_end_(reads_to_end_) {}
 
   // -- Stream --
   void start_receive() override;
@@ -52,6 +60,7 @@ class ReadinessStream final : public Stream,
   void finish() override;
   void close() override;
   void abort() override;
+  void detach() override;
   int descriptor() const override { return fd_; }
 
   // -- For the back-end --
@@ -69,6 +78,8 @@ class ReadinessStream final : public Stream,
   StreamHandler& handler() noexcept { return handler_; }
   bool closed() const noexcept { return fd_ < 0; }
   TimePoint retry_at() const noexcept { return retry_at_; }
+  /// The descriptor of a detached stream that is to be buried, or -1; once.
+  int take_detached() noexcept { return std::exchange(detached_fd_, -1); }
 
  private:
   static constexpr std::size_t kReadBudgetBytes = 64 * 1024;  // per stream and turn
@@ -80,13 +91,14 @@ class ReadinessStream final : public Stream,
   std::uint32_t wanted_events() const noexcept;
   void update_interest();
   void leave_selector() noexcept;
+  void leave_lists() noexcept;
   void return_to_selector();
   void make_ready();
   void receive();
   void notify_writable();
   void end_input();
   void report_failure(int error);
-  void finish_connect();
+  void finish_connect(std::uint32_t events);
   void retry_later();
   SendResult transmit(std::span<const iovec> front);
 
@@ -99,11 +111,11 @@ class ReadinessStream final : public Stream,
   int send_error_ = 0;       // to be reported by the next poll()
   bool registered_ = false;  // the selector knows the descriptor
   bool connecting_ = false;
-  bool receiving_ = true;  // the owner wants input
-  bool readable_ = false;  // there may be input that no further event will announce
-  bool read_to_end_ =
-      false;  // the last event named an end, an error or urgent data: a short read proves nothing
-  bool blocked_ = false;  // the kernel took less than all; on_sent is due
+  bool receiving_ = true;    // the owner wants input
+  bool readable_ = false;    // there may be input that no further event will announce
+  const bool reads_to_end_;  // always: a short read never proves anything here
+  bool read_to_end_;         // so it is now: the last event named an end, an error or urgent data
+  bool blocked_ = false;     // the kernel took less than all; on_sent is due
   bool in_on_sent_ = false;
   bool input_ended_ = false;   // on_peer_finished has been called
   bool failed_ = false;        // on_failed has been called
@@ -111,6 +123,7 @@ class ReadinessStream final : public Stream,
   bool receive_starved_ = false;
 
   // Cold.
+  int detached_fd_ = -1;
   TimePoint retry_at_ = kNever;
   Duration retry_delay_ = Duration::zero();
 };

@@ -39,7 +39,7 @@ struct Token {
   }
 };
 
-/// A way to wait. `events` are EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI and, where the selector
+/// A way to wait. A descriptor is known at most once (EEXIST). `events` are EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLPRI and, where the selector
 /// knows it, EPOLLET.
 class Selector {
  public:

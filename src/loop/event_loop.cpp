@@ -187,6 +187,7 @@ void EventLoop::turn(Duration longest_wait) noexcept {
     }
   }
   const TimePoint polled = now();
+  lag_.record(read_clock() - polled);
   backend_->poll(deadline);  // 4
   mailbox_->awake();
   // A full batch may have left somebody unheard. The bound keeps timers going under any load.

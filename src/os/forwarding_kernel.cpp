@@ -105,6 +105,12 @@ int ForwardingKernel::raw_close(int fd) { return wrapped_.raw_close(fd); }
 
 int ForwardingKernel::raw_unlink(const char* path) { return wrapped_.raw_unlink(path); }
 
+int ForwardingKernel::raw_file_status(int fd, const char* path, FileStatus& status) {
+  return wrapped_.raw_file_status(fd, path, status);
+}
+
+int ForwardingKernel::raw_make_nonblocking(int fd) { return wrapped_.raw_make_nonblocking(fd); }
+
 TimePoint ForwardingKernel::raw_now() { return wrapped_.raw_now(); }
 
 int ForwardingKernel::raw_entropy(std::span<std::byte> bytes) {

@@ -8,6 +8,7 @@
 #include <sys/resource.h>
 #include <sys/sendfile.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -183,6 +184,19 @@ class LinuxKernel final : public Kernel {
   }
   int raw_close(int fd) override { return answer(::close(fd)); }
   int raw_unlink(const char* path) override { return answer(::unlink(path)); }
+  int raw_file_status(int fd, const char* path, FileStatus& status) override {
+    struct stat found{};
+    const int result = ::fstatat(fd, path, &found, AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH);
+    if (result < 0) return -errno;
+    status = {.mode = found.st_mode, .device = found.st_dev, .inode = found.st_ino};
+    return 0;
+  }
+  int raw_make_nonblocking(int fd) override {
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags < 0) return -errno;
+    if ((flags & O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) return -errno;
+    return answer(::fcntl(fd, F_SETFD, FD_CLOEXEC));
+  }
 
   TimePoint raw_now() override {
     timespec time{};

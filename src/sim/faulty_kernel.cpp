@@ -120,6 +120,13 @@ std::uint64_t FaultyKernel::events() const {
   return events_;
 }
 
+std::optional<short> FaultyKernel::polled_for(int fd) const {
+  const std::scoped_lock lock(mutex_);
+  const auto found = polled_.find(fd);
+  if (found == polled_.end()) return std::nullopt;
+  return found->second;
+}
+
 // -- Deciding --
 
 FaultyKernel::Verdict FaultyKernel::judge(const Attempt& attempt) {
@@ -332,6 +339,12 @@ int FaultyKernel::raw_epoll_wait(int epoll_fd, epoll_event* events, int capacity
 }
 
 int FaultyKernel::raw_poll(std::span<pollfd> descriptors, const timespec* timeout) {
+  {
+    const std::scoped_lock lock(mutex_);
+    polled_.clear();
+    for (const pollfd& descriptor : descriptors)
+      polled_[descriptor.fd] = descriptor.events;
+  }
   return count_wait(
       run({Call::poll}, [&] { return ForwardingKernel::raw_poll(descriptors, timeout); }));
 }
@@ -426,6 +439,16 @@ int FaultyKernel::raw_open(const char* path, int flags) {
 
 int FaultyKernel::raw_unlink(const char* path) {
   return run({Call::unlink}, [&] { return ForwardingKernel::raw_unlink(path); });
+}
+
+int FaultyKernel::raw_file_status(int fd, const char* path, FileStatus& status) {
+  return run({Call::file_status, fd},
+             [&] { return ForwardingKernel::raw_file_status(fd, path, status); });
+}
+
+int FaultyKernel::raw_make_nonblocking(int fd) {
+  return run({Call::make_nonblocking, fd},
+             [&] { return ForwardingKernel::raw_make_nonblocking(fd); });
 }
 
 int FaultyKernel::raw_entropy(std::span<std::byte> bytes) {

@@ -1,5 +1,7 @@
 #include "penstock/tcp/connection.h"
 
+#include <netinet/in.h>
+
 #include <algorithm>
 #include <array>
 #include <new>
@@ -42,6 +44,8 @@ std::string_view to_string(CloseReason reason) noexcept {
       return "protocol";
     case CloseReason::local:
       return "local";
+    case CloseReason::detached:
+      return "detached";
   }
   return "unknown";
 }
@@ -61,6 +65,11 @@ std::string_view to_string(TimeoutKind kind) noexcept {
   }
   return "unknown";
 }
+
+struct TcpConnection::Detachment {
+  DetachCallback taker;
+  UniqueFd fd{};  // once the stream has given it up
+};
 
 inline const ConnectionCallbacks& TcpConnection::callbacks() const noexcept {
   return behaviour_->callbacks;
@@ -85,7 +94,8 @@ TcpConnection::~TcpConnection() {
 }
 
 Result<void> TcpConnection::start(UniqueFd fd) {
-  Result<Stream*> stream = loop_->backend().attach(std::move(fd), *this);
+  const StreamKind kind = peer_.is_ip() ? StreamKind::tcp : StreamKind::other;
+  Result<Stream*> stream = loop_->backend().attach(std::move(fd), kind, *this);
   if (!stream) return std::unexpected(stream.error());
   stream_ = *stream;
   arm_timer();
@@ -108,10 +118,13 @@ bool TcpConnection::can_send() const noexcept {
 bool TcpConnection::reserve(std::size_t charge, std::size_t owned) noexcept {
   const std::size_t cap = limits().output_max;
   const std::size_t held = output_.charge();
-  const bool fits =
-      (cap == 0 || (charge <= cap && held <= cap - charge)) && loop_->memory().charge(owned);
-  if (!fits) note_full();
-  return fits;
+  if (cap != 0 && (charge > cap || held > cap - charge)) {
+    note_full(Errc::output_limit);
+    return false;
+  }
+  if (loop_->memory().charge(owned)) return true;
+  note_full(Errc::memory_limit);
+  return false;
 }
 
 template <class Append>
@@ -167,8 +180,7 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
     const std::size_t of_queue = std::min(result.taken, gathered);
     output_.consume(table_->pool(), of_queue);
     payload = payload.subspan(result.taken - of_queue);
-    bytes_sent_ += result.taken;
-    if (result.taken > 0) last_activity_ = loop_->now();
+    note_sent(result.taken);
     if (result.error != 0) {
       loop_->memory().discharge(charged - output_.owned_charge());
       output_broken_ = true;
@@ -182,8 +194,7 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
   } catch (const std::bad_alloc&) {
     // A part may have left already: going on would leave a gap.
     loop_->memory().discharge(charged - output_.owned_charge());
-    error_ = system_error(ENOMEM);
-    conclude(CloseReason::overflow, Release::reset);
+    conclude_overflow(system_error(ENOMEM), Release::reset);
     return SendOutcome::closed;
   }
   loop_->memory().discharge(charged - output_.owned_charge());
@@ -207,7 +218,7 @@ SendOutcome TcpConnection::try_send_owned(Payload& payload) {
   if constexpr (std::is_same_v<Payload, SharedBytes>) {
     owned = OutputQueue::owned_charge_of(payload);
     if (!payload.charge_once(loop_->memory().budget())) {
-      note_full();
+      note_full(Errc::memory_limit);
       return SendOutcome::full;
     }
   }
@@ -239,16 +250,21 @@ void TcpConnection::send(SharedBytes payload) {
 // What cannot be accepted ends the connection: the next send must not close the gap.
 template <class TrySend>
 void TcpConnection::send_or_end(TrySend try_it) {
+  std::error_code limit;
   try {
     if (try_it() != SendOutcome::full) return;
+    limit = refused_for_;
   } catch (const std::bad_alloc&) {
-    error_ = system_error(ENOMEM);
+    limit = system_error(ENOMEM);
   }
-  conclude(CloseReason::overflow, Release::reset);
+  conclude_overflow(limit, Release::reset);
 }
 
 // The sender waits for room; on_low_water tells it once output has drained.
-void TcpConnection::note_full() noexcept { answered_full_ = !output_.empty(); }
+void TcpConnection::note_full(Errc limit) noexcept {
+  answered_full_ = !output_.empty();
+  refused_for_ = limit;
+}
 
 void TcpConnection::mark_dirty() {
   if (!ListLink<DirtyTag>::linked()) table_->mark_dirty(*this);
@@ -260,14 +276,21 @@ void TcpConnection::flush() {
     if (!send_pending_) pump();
   } else {
     finish_if_drained();
+    detach_if_drained();
   }
+}
+
+void TcpConnection::note_sent(std::size_t bytes) noexcept {
+  if (bytes == 0) return;
+  bytes_sent_ += bytes;
+  table_->counters().bytes_sent += bytes;
+  last_activity_ = loop_->now();
 }
 
 // The kernel has taken `bytes` from the front of the queue.
 void TcpConnection::take(std::size_t bytes) noexcept {
   if (bytes == 0) return;
-  bytes_sent_ += bytes;
-  last_activity_ = loop_->now();
+  note_sent(bytes);
   const std::size_t held = output_.owned_charge();
   output_.consume(table_->pool(), bytes);
   loop_->memory().discharge(held - output_.owned_charge());
@@ -308,6 +331,7 @@ void TcpConnection::output_drained() {
     schedule_notify();
   }
   if (finish_requested_) finish_if_drained();
+  if (detachment_) detach_if_drained();
 }
 
 void TcpConnection::end_stall() {
@@ -338,11 +362,12 @@ void TcpConnection::discard_output() {
 // -- Reading --------------------------------------------------------------------------------------
 
 bool TcpConnection::may_deliver() const noexcept {
-  return phase_ == Phase::open && (pauses_ == 0 || pause_overridden_);
+  return phase_ == Phase::open && !detachment_ && (pauses_ == 0 || pause_overridden_);
 }
 
 void TcpConnection::on_received(std::span<const std::byte> bytes) {
   bytes_received_ += bytes.size();
+  table_->counters().bytes_received += bytes.size();
   last_activity_ = loop_->now();
   if (phase_ == Phase::draining) {
     input_discarded_ += bytes.size();
@@ -356,8 +381,7 @@ void TcpConnection::on_received(std::span<const std::byte> bytes) {
     input_.lend(bytes);
   } catch (const std::bad_alloc&) {
     input_discarded_ += bytes.size();
-    error_ = system_error(ENOMEM);
-    conclude(CloseReason::overflow, Release::orderly);
+    conclude_overflow(system_error(ENOMEM), Release::orderly);
     return;
   }
   if (may_deliver()) {
@@ -386,7 +410,8 @@ void TcpConnection::deliver_input() {
 
 // What the callback left becomes our own. False: the connection has ended.
 bool TcpConnection::keep_input() {
-  if (phase_ != Phase::open) {
+  const bool leaving = detachment_ && reason_ == CloseReason::detached;  // with what is unread
+  if (phase_ != Phase::open && !leaving) {
     drop_input();
     return false;
   }
@@ -394,8 +419,7 @@ bool TcpConnection::keep_input() {
     input_.keep_rest();
   } catch (const std::bad_alloc&) {
     drop_input();
-    error_ = system_error(ENOMEM);
-    conclude(CloseReason::overflow, Release::orderly);
+    conclude_overflow(system_error(ENOMEM), Release::orderly);
     return false;
   }
   return settle_input();
@@ -412,7 +436,7 @@ void TcpConnection::offer_what_is_left(std::size_t offered) {
   const bool held_back = pauses_ > 0 || above_high_;  // then it is offered when that ends
   if (full && !held_back) {
     if (left == offered) {
-      conclude(CloseReason::overflow, Release::orderly);
+      conclude_overflow(Errc::input_limit, Release::orderly);
       return;
     }
     offer_input();
@@ -437,7 +461,7 @@ bool TcpConnection::settle_input() noexcept {
     loop_->memory().discharge(input_charged_ - held);
   } else if (!loop_->memory().charge(held - input_charged_)) {
     drop_input();
-    conclude(CloseReason::overflow, Release::orderly);
+    conclude_overflow(Errc::memory_limit, Release::orderly);
     return false;
   }
   input_charged_ = held;
@@ -518,7 +542,7 @@ void TcpConnection::update_flow() {
 }
 
 void TcpConnection::apply_reading() {
-  const bool open_and_free = phase_ == Phase::open && !input_full_ &&
+  const bool open_and_free = phase_ == Phase::open && !input_full_ && !detachment_ &&
                              (pause_overridden_ || (pauses_ == 0 && !above_high_));
   const bool wanted =
       (open_and_free || phase_ == Phase::draining) && !input_ended_ && !input_end_due_;
@@ -668,6 +692,18 @@ void TcpConnection::conclude_timeout(TimeoutKind kind, Release how) {
   conclude(CloseReason::timeout, how);
 }
 
+void TcpConnection::conclude_overflow(std::error_code limit, Release how) {
+  if (phase_ != Phase::closed) {
+    error_ = limit;
+    conclude(CloseReason::overflow, how);
+  } else if (reason_ == CloseReason::detached && stream_ != nullptr) {
+    // On its way out, and input is lost: that must not go on as if nothing were.
+    error_ = limit;
+    reason_ = CloseReason::overflow;
+    stream_->close();
+  }
+}
+
 void TcpConnection::on_connected() {
   PENSTOCK_ASSERT(false, "an attached stream is connected already");
 }
@@ -680,6 +716,8 @@ void TcpConnection::on_failed(int error) {
   discard_output();
   if (error == ETIMEDOUT) {
     conclude_timeout(TimeoutKind::unacknowledged, Release::orderly);
+  } else if (detachment_) {
+    conclude(CloseReason::reset, Release::orderly);
   } else if (phase_ == Phase::draining || input_ended_) {
     conclude(reason_ == CloseReason::protocol ? CloseReason::protocol : CloseReason::reset,
              Release::orderly);
@@ -687,6 +725,34 @@ void TcpConnection::on_failed(int error) {
     update_flow();  // nothing is queued any more: only the user can keep reading paused
     arm_timer();
   }
+}
+
+// -- Leaving the loop without an end --------------------------------------------------------------
+
+void TcpConnection::detach(DetachCallback taker) {
+  loop_->assert_here();
+  if (phase_ != Phase::open || detachment_) return;
+  detachment_ = std::make_unique<Detachment>(std::move(taker));
+  apply_reading();
+  if (!in_handler_) flush();  // else when it returns
+}
+
+void TcpConnection::detach_if_drained() {
+  if (!detachment_ || phase_ != Phase::open || broken_) return;
+  if (!output_.empty() || send_pending_ || (finish_requested_ && !finished_)) return;
+  phase_ = Phase::closed;
+  reason_ = CloseReason::detached;
+  receiving_ = false;
+  timer_.cancel();
+  ListLink<DirtyTag>::unlink();
+  stream_->detach();
+}
+
+void TcpConnection::on_detached(UniqueFd fd) {
+  detachment_->fd = std::move(fd);
+  stream_ = nullptr;
+  stream_gone_ = true;
+  schedule_notify();
 }
 
 void TcpConnection::on_closed() {
@@ -784,8 +850,13 @@ void TcpConnection::report_end() {
       .input_discarded = input_discarded_,
       .duration = loop_->now() - opened_at_,
   };
+  if (detachment_ && detachment_->fd) {
+    run_callback([this] { detachment_->taker(std::move(detachment_->fd), input_.take_string()); });
+    drop_input();
+  }
   if (callbacks().on_close) run_callback([&] { callbacks().on_close(*this, report); });
   context_.reset();
+  detachment_.reset();
 }
 
 // -- Limits of time -------------------------------------------------------------------------------
@@ -887,6 +958,28 @@ void TcpConnection::enforce_broken_pause(TimePoint now) {
 }
 
 // -- What it is -----------------------------------------------------------------------------------
+
+Result<void> TcpConnection::set_raw_option(int level, int name, const void* value,
+                                           std::size_t size) {
+  loop_->assert_here();
+  if (descriptor() < 0) return failure(ENOTCONN);
+  const int set =
+      loop_->kernel().setsockopt(descriptor(), level, name, value, static_cast<socklen_t>(size));
+  if (set < 0) return failure(set);
+  return {};
+}
+
+Result<void> TcpConnection::read_raw_option(int level, int name, void* value,
+                                            std::size_t size) const {
+  loop_->assert_here();
+  if (descriptor() < 0) return failure(ENOTCONN);
+  auto room = static_cast<socklen_t>(size);
+  const int read = loop_->kernel().getsockopt(descriptor(), level, name, value, &room);
+  if (read < 0) return failure(read);
+  return {};
+}
+
+Result<tcp_info> TcpConnection::info() const { return option<tcp_info>(IPPROTO_TCP, TCP_INFO); }
 
 ConnectionHandle TcpConnection::handle() const noexcept { return {loop_->id(), id_}; }
 

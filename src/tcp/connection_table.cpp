@@ -53,9 +53,17 @@ void ConnectionTable::notify() {
 void ConnectionTable::bury() {
   while (TcpConnection* connection = over_.pop_front()) {
     ++statistics_.closed;
+    statistics_.ends.count(connection->close_reason(), connection->close_timeout());
     if (connection->owner() != nullptr) connection->owner()->connection_ended(*connection);
     connections_.erase(connection->id());
   }
+}
+
+std::size_t ConnectionTable::queued_bytes() {
+  std::size_t bytes = 0;
+  connections_.for_each(
+      [&](SlotId, TcpConnection& connection) { bytes += connection.queued_bytes(); });
+  return bytes;
 }
 
 void ConnectionTable::shut_down() {

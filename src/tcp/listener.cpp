@@ -2,75 +2,108 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <utility>
 
 #include "penstock/base/log.h"
+#include "tcp/stream_socket.h"
 
 namespace penstock {
-namespace {
-
-int set_option(Kernel& kernel, int fd, int level, int name, int value) {
-  return kernel.setsockopt(fd, level, name, &value, sizeof value);
-}
-
-}  // namespace
-
 Result<UniqueFd> Listener::make_socket(const SocketAddress& address,
                                        const ListenerOptions& options) {
   Kernel& kernel = loop_.kernel();
-  if (!address.is_ip()) return failure(EAFNOSUPPORT);
-  const int fd =
-      kernel.socket(address.family(), SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-  if (fd < 0) return failure(fd);
-  UniqueFd socket(kernel, fd);
-
-  // Accepted sockets inherit these (Linux), which saves six calls for each.
-  const auto user_timeout =
-      std::chrono::duration_cast<std::chrono::milliseconds>(options.user_timeout).count();
-  const struct {
-    int level;
-    int name;
-    int value;
-  } wanted[] = {
-      {SOL_SOCKET, SO_REUSEADDR, 1},
-      {IPPROTO_TCP, TCP_NODELAY, 1},
-      {SOL_SOCKET, SO_KEEPALIVE, 1},
-      {IPPROTO_TCP, TCP_KEEPIDLE, 60},
-      {IPPROTO_TCP, TCP_KEEPINTVL, 10},
-      {IPPROTO_TCP, TCP_KEEPCNT, 6},
-      {IPPROTO_TCP, TCP_USER_TIMEOUT,
-       static_cast<int>(std::min<std::int64_t>(user_timeout, INT32_MAX))},
-  };
-  for (const auto& [level, name, value] : wanted) {
-    const int set = set_option(kernel, fd, level, name, value);
-    if (set < 0) return failure(set);
+  Result<UniqueFd> made = make_stream_socket(kernel, address.family(), options.user_timeout);
+  if (!made) return made;
+  const int fd = made->get();
+  int result = 0;
+  if (address.is_ip()) result = set_option(kernel, fd, SOL_SOCKET, SO_REUSEADDR, 1);
+  if (result == 0 && address.family() == AF_INET6) {
+    result = set_option(kernel, fd, IPPROTO_IPV6, IPV6_V6ONLY, options.ipv6_only ? 1 : 0);
   }
-  const int bound = kernel.bind(fd, address.data(), address.size());
-  if (bound < 0) return failure(bound);
-  const int listening = kernel.listen(fd, options.backlog);
-  if (listening < 0) return failure(listening);
-  return socket;
+  if (result == 0) {
+    result = address.is_unix() ? bind_unix(fd, address)
+                               : kernel.bind(fd, address.data(), address.size());
+  }
+  if (result == 0) result = kernel.listen(fd, options.backlog);
+  if (result < 0) return failure(result);
+  return made;
+}
+
+int Listener::bind_unix(int fd, const SocketAddress& address) {
+  Kernel& kernel = loop_.kernel();
+  int result = kernel.bind(fd, address.data(), address.size());
+  if (result == -EADDRINUSE && remove_stale_socket(address)) {
+    result = kernel.bind(fd, address.data(), address.size());
+  }
+  std::string path = address.path();
+  if (result == 0 && !path.starts_with('@')) {
+    unix_path_ = std::move(path);
+    result = kernel.file_status(AT_FDCWD, unix_path_.c_str(), unix_status_);
+  }
+  return result;
+}
+
+// A socket nobody listens on refuses; so does a file of another kind, which is none of ours.
+bool Listener::remove_stale_socket(const SocketAddress& address) {
+  Kernel& kernel = loop_.kernel();
+  const std::string path = address.path();
+  FileStatus status;
+  if (path.starts_with('@') || kernel.file_status(AT_FDCWD, path.c_str(), status) < 0) return false;
+  if (!S_ISSOCK(status.mode)) return false;
+  const int fd = kernel.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  if (fd < 0) return false;
+  const UniqueFd probe(kernel, fd);
+  if (kernel.connect(fd, address.data(), address.size()) != -ECONNREFUSED) return false;
+  return kernel.unlink(path.c_str()) == 0;
 }
 
 Result<void> Listener::open(const SocketAddress& address, const ListenerOptions& options) {
   loop_.assert_here();
   if (open_) return failure(Errc::already_started);
   Result<UniqueFd> socket = make_socket(address, options);
-  if (!socket) return std::unexpected(socket.error());
+  Result<void> accepting;
+  if (socket) {
+    accepting = accept_on(std::move(*socket));
+  } else {
+    accepting = std::unexpected(socket.error());
+  }
+  if (!accepting) remove_unix_path();
+  return accepting;
+}
 
-  sockaddr_storage storage{};
-  socklen_t size = sizeof storage;
-  auto* bound = reinterpret_cast<sockaddr*>(&storage);
-  const int named = loop_.kernel().getsockname(socket->get(), bound, &size);
-  if (named < 0) return failure(named);
+Result<void> Listener::adopt(UniqueFd fd, const ListenerOptions& options) {
+  loop_.assert_here();
+  if (open_) return failure(Errc::already_started);
+  Kernel& kernel = loop_.kernel();
+  for (const auto& [name, wanted] : {std::pair{SO_TYPE, int{SOCK_STREAM}}, {SO_ACCEPTCONN, 1}}) {
+    int value = 0;
+    socklen_t size = sizeof value;
+    const int asked = kernel.getsockopt(fd.get(), SOL_SOCKET, name, &value, &size);
+    if (asked == -EBADF) {
+      static_cast<void>(fd.release());  // there is nothing to close
+      return failure(EBADF);
+    }
+    if (asked < 0 || value != wanted) return failure(Errc::not_listening);
+  }
+  int result = kernel.make_nonblocking(fd.get());
+  if (result < 0) return failure(result);
+  const Result<SocketAddress> address = bound_address(kernel, fd.get());
+  if (!address) return std::unexpected(address.error());
+  result = set_tcp_options(kernel, fd.get(), address->family(), options.user_timeout);
+  if (result < 0) return failure(result);
+  return accept_on(std::move(fd));
+}
+
+Result<void> Listener::accept_on(UniqueFd socket) {
+  const Result<SocketAddress> bound = bound_address(loop_.kernel(), socket.get());
+  if (!bound) return std::unexpected(bound.error());
   retry_place_.emplace(loop_.timers());
   open_reserve();
-  const int fd = socket->get();
-  const Result<ListenerId> id = loop_.backend().listen(std::move(*socket), *this);
+  const int fd = socket.get();
+  const Result<ListenerId> id = loop_.backend().listen(std::move(socket), *this);
   if (!id) {
     retry_place_.reset();
     reserve_.reset();
@@ -78,7 +111,7 @@ Result<void> Listener::open(const SocketAddress& address, const ListenerOptions&
   }
   id_ = *id;
   fd_ = fd;
-  address_ = SocketAddress(bound, size);
+  address_ = *bound;
   open_ = true;
   apply();
   return {};
@@ -87,11 +120,24 @@ Result<void> Listener::open(const SocketAddress& address, const ListenerOptions&
 void Listener::close() {
   if (!open_) return;
   open_ = false;
+  remove_unix_path();  // first: whoever finds it could still connect
   loop_.backend().close_listener(id_);
   fd_ = -1;
   retry_timer_.cancel();
   retry_place_.reset();
   reserve_.reset();
+}
+
+// Only the file that we made: another server may have put its own in the place.
+void Listener::remove_unix_path() {
+  if (unix_path_.empty()) return;
+  Kernel& kernel = loop_.kernel();
+  FileStatus status;
+  if (kernel.file_status(AT_FDCWD, unix_path_.c_str(), status) == 0 &&
+      status.is_same(unix_status_)) {
+    kernel.unlink(unix_path_.c_str());
+  }
+  unix_path_.clear();
 }
 
 void Listener::pause() {
@@ -179,15 +225,25 @@ void Listener::refuse_pending() {
 std::string describe_listen_error(const std::string& address, std::error_code error) {
   std::string line = "cannot listen on " + address + ": " + error.message();
   if (error.category() != std::system_category()) return line;
+  const bool is_unix = address.starts_with("unix:");
   switch (error.value()) {
     case EADDRINUSE:
-      return line + "; another process has this port: choose another, or 0 for any free one";
+      return line + (is_unix ? "; another process listens there, or a file is in the way: choose "
+                               "another path"
+                             : "; another process has this port: choose another, or 0 for any "
+                               "free one");
     case EACCES:
-      return line + "; ports below 1024 need privileges: choose a higher one";
+      return line + (is_unix ? "; choose a path in a directory you may write to"
+                             : "; ports below 1024 need privileges: choose a higher one");
+    case ENOENT:
+    case ENOTDIR:
+      return line + (is_unix ? "; its directory does not exist" : "");
     case EADDRNOTAVAIL:
       return line + "; no interface of this machine has that address: try 0.0.0.0 or 127.0.0.1";
     case EAFNOSUPPORT:
-      return line + "; only IPv4 and IPv6 addresses are served";
+      return line + "; this machine has no sockets of that kind: try 127.0.0.1";
+    case EBADF:
+      return line + "; no such descriptor was inherited";
     case EMFILE:
     case ENFILE:
       return line + "; raise the limit on descriptors with ulimit -n";

@@ -3,10 +3,13 @@
 #include <signal.h>
 
 #include <algorithm>
+#include <charconv>
+#include <string_view>
 #include <utility>
 
 #include "penstock/base/assert.h"
 #include "penstock/base/log.h"
+#include "tcp/leave_loop.h"
 #include "tcp/server_core.h"
 
 namespace penstock {
@@ -30,6 +33,22 @@ Result<std::size_t> connections_that_fit(std::size_t wanted, Kernel& kernel) {
   if (wanted == 0) return std::max<std::size_t>(1, free / 10 * 9 + free % 10 * 9 / 10);
   if (wanted > free) return failure(Errc::too_many_connections);
   return wanted;
+}
+
+// "fd:N", or an address.
+Result<ListenPlace> parse_listen(std::string_view text) {
+  constexpr std::string_view kInherited = "fd:";
+  if (text.starts_with(kInherited)) {
+    const std::string_view digits = text.substr(kInherited.size());
+    int fd = -1;
+    const char* end = digits.data() + digits.size();
+    const auto [stop, error] = std::from_chars(digits.data(), end, fd);
+    if (error != std::errc{} || stop != end || fd < 0) return failure(Errc::bad_address);
+    return ListenPlace{.inherited_fd = fd};
+  }
+  const Result<SocketAddress> address = SocketAddress::parse(text);
+  if (!address) return std::unexpected(address.error());
+  return ListenPlace{.address = *address};
 }
 
 }  // namespace
@@ -57,29 +76,7 @@ TcpServer::~TcpServer() {
     own_loop_.reset();  // the same for the first
     return;
   }
-  if (loop_->in_loop()) {
-    core_->abandon();  // the notify step reports; the connections keep what they need
-    return;
-  }
-  if (loop_->running()) {
-    const PostResult posted = Mailbox::post(loop_->id(), [core = core_] { core->abandon(); });
-    PENSTOCK_ASSERT(posted == PostResult::posted, "a server cannot outlive its loop");
-    const timespec look_again{.tv_sec = 0, .tv_nsec = 5'000'000};
-    while (!core_->is_gone()) {
-      if (loop_->running()) {
-        loop_->kernel().poll({}, &look_again);
-        continue;
-      }
-      // Its run() has ended without another turn: the rest is done here.
-      core_->abandon();
-      while (core_->live() > 0)
-        loop_->step();
-    }
-    return;
-  }
-  core_->abandon();
-  while (core_->live() > 0)
-    loop_->step();
+  leave_loop(*loop_, core_);
 }
 
 ConnectionCallbacks& TcpServer::callbacks() {
@@ -91,13 +88,13 @@ Result<void> TcpServer::start() {
   if (loop_->error()) return std::unexpected(loop_->error());
   if (core_) return failure(Errc::already_started);
   loop_->assert_here();
-  const Result<SocketAddress> address = SocketAddress::parse(options_.listen);
-  if (!address) return std::unexpected(address.error());
+  const Result<ListenPlace> place = parse_listen(options_.listen);
+  if (!place) return std::unexpected(place.error());
   if (callbacks_) {  // kept if listening fails, for another try
     behaviour_ = make_behaviour(std::move(*callbacks_), options_.limits);
     callbacks_.reset();
   }
-  const Result<void> listening = start_loops_and_listen(*address);
+  const Result<void> listening = start_loops_and_listen(*place);
   if (!listening) {
     if (core_) core_->abandon();
     core_ = {};
@@ -115,7 +112,7 @@ Result<void> TcpServer::start() {
   return {};
 }
 
-Result<void> TcpServer::start_loops_and_listen(const SocketAddress& address) {
+Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
   std::vector<EventLoop*> loops;
   if (own_loop_ && options_.loops > 0) {
     group_ = std::make_unique<LoopGroup>(
@@ -136,8 +133,9 @@ Result<void> TcpServer::start_loops_and_listen(const SocketAddress& address) {
   const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
   if (!max) return std::unexpected(max.error());
   core_ = make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour_, *max);
-  return core_->listen(
-      address, {.backlog = options_.backlog, .user_timeout = options_.limits.write_stall_timeout});
+  return core_->listen(place, {.backlog = options_.backlog,
+                               .user_timeout = options_.limits.write_stall_timeout,
+                               .ipv6_only = options_.ipv6_only});
 }
 
 int TcpServer::run() {

@@ -28,9 +28,12 @@ ServerCore::~ServerCore() {
   PENSTOCK_ASSERT(!listener_.is_open(), "abandon() comes before the end");
 }
 
-Result<void> ServerCore::listen(const SocketAddress& address, const ListenerOptions& options) {
+Result<void> ServerCore::listen(const ListenPlace& place, const ListenerOptions& options) {
   deadline_place_.emplace(accept_loop_.timers());
-  return listener_.open(address, options);
+  if (place.inherited_fd >= 0) {
+    return listener_.adopt(UniqueFd(accept_loop_.kernel(), place.inherited_fd), options);
+  }
+  return listener_.open(place.address, options);
 }
 
 // -- Accepting ------------------------------------------------------------------------------------
@@ -82,6 +85,7 @@ void ServerCore::hand_over(Share& share, UniqueFd fd, const SocketAddress& peer)
     Handover handover(*this, share, std::move(fd), peer);
     static_cast<void>(Mailbox::post(share.loop_id, Task(std::move(handover))));
   } catch (const std::bad_alloc&) {
+    refused_at_start_.fetch_add(1, std::memory_order_relaxed);
     log(LogLevel::warning, "a connection was closed at once: no memory to hand it over");
   }
 }
@@ -104,6 +108,7 @@ void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
   if (adopted) return;
   log_composed(LogLevel::warning,
                [&] { return "a connection was closed at once: " + adopted.error().message(); });
+  refused_at_start_.fetch_add(1, std::memory_order_relaxed);
   if (share.started == started) connection_gone(share);  // else it has ended like any other
 }
 
@@ -214,6 +219,10 @@ void ServerCore::Share::connection_ended(TcpConnection& connection) noexcept {
   static_cast<ListLink<OwnerTag>&>(connection).unlink();
   core.bytes_received_.fetch_add(connection.bytes_received(), std::memory_order_relaxed);
   core.bytes_sent_.fetch_add(connection.bytes_sent(), std::memory_order_relaxed);
+  core.ended_for_[static_cast<std::size_t>(connection.close_reason())].fetch_add(
+      1, std::memory_order_relaxed);
+  core.timed_out_[static_cast<std::size_t>(connection.close_timeout())].fetch_add(
+      1, std::memory_order_relaxed);
   // Perhaps the last share in the core, and so in this object: it goes at the end.
   CountedPtr<ServerCore> last;
   if (connections.empty()) last = std::move(keep_alive);
@@ -238,15 +247,22 @@ std::size_t ServerCore::Share::abort_all() noexcept {
 
 ServerStatistics ServerCore::statistics() const {
   const ListenerStatistics listener = listener_.statistics();
+  EndCounts ends;
+  for (std::size_t i = 0; i < ended_for_.size(); ++i)
+    ends.reasons[i] = ended_for_[i].load(std::memory_order_relaxed);
+  for (std::size_t i = 0; i < timed_out_.size(); ++i)
+    ends.timeouts[i] = timed_out_[i].load(std::memory_order_relaxed);
   return {
       .accepted = listener.accepted,
       .refused_for_descriptors = listener.refused_for_descriptors,
       .accept_errors = listener.accept_errors,
+      .refused_at_start = refused_at_start_.load(std::memory_order_relaxed),
       .live = live_.load(std::memory_order_relaxed),
       .ended = ended_.load(std::memory_order_relaxed),
       .bytes_received = bytes_received_.load(std::memory_order_relaxed),
       .bytes_sent = bytes_sent_.load(std::memory_order_relaxed),
       .aborted_at_stop = aborted_at_stop_.load(std::memory_order_relaxed),
+      .ends = ends,
   };
 }
 

@@ -6,6 +6,7 @@
 // counts are atomic (they change per connection, never per message).
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +24,12 @@
 
 namespace penstock {
 
+/// Where a server listens: an address, or a descriptor that it inherits.
+struct ListenPlace {
+  SocketAddress address{};
+  int inherited_fd = -1;
+};
+
 class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
  public:
   ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops, Balance balance,
@@ -30,7 +37,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   ~ServerCore();
 
   // -- On the accepting loop --
-  Result<void> listen(const SocketAddress& address, const ListenerOptions& options);
+  Result<void> listen(const ListenPlace& place, const ListenerOptions& options);
   /// Stops in order; see TcpServer::stop. Calls `stopped` (from on_stopped) once no connection is
   /// left.
   void stop(Duration deadline);
@@ -102,6 +109,9 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::atomic<bool> room_posted_{false};
   std::atomic<bool> wants_end_{false};  // stopping waits for the last one
   std::atomic<std::uint64_t> ended_{0};
+  std::atomic<std::uint64_t> refused_at_start_{0};
+  std::array<std::atomic<std::uint64_t>, kCloseReasons> ended_for_{};
+  std::array<std::atomic<std::uint64_t>, kTimeoutKinds> timed_out_{};
   std::atomic<std::uint64_t> bytes_received_{0};
   std::atomic<std::uint64_t> bytes_sent_{0};
   std::atomic<std::uint64_t> aborted_at_stop_{0};

@@ -948,12 +948,12 @@ TEST_P(Closing, ADescriptorLeavesThePollerBeforeItIsClosed) {
   const std::size_t descriptors = World::open_descriptors();
   World::Link link = world.connect();
   const int fd = link.connection->descriptor();
-  ASSERT_TRUE(armed_events(fd).has_value());
+  ASSERT_TRUE(armed_events(world, fd).has_value());
   int closes_seen = 0;
   world.kernel.before(Call::close, [&](int closing) {
     if (closing != fd) return;
     ++closes_seen;
-    EXPECT_FALSE(armed_events(fd).has_value());
+    EXPECT_FALSE(armed_events(world, fd).has_value());
   });
   send_fin(link);
   expect_end(link, CloseReason::eof);

@@ -368,10 +368,8 @@ TEST_P(Cell, EndsEachConnectionOnceAndLosesNothing) {
 }
 
 std::string cell_name(const testing::TestParamInfo<std::tuple<Backend, Action, Point>>& cell) {
-  std::string backend(to_string(std::get<0>(cell.param)));
-  std::ranges::replace(backend, '-', '_');
   return std::string(name_of(std::get<1>(cell.param))) + "In" + name_of(std::get<2>(cell.param)) +
-         "_" + backend;
+         "_" + backend_word(std::get<0>(cell.param));
 }
 
 INSTANTIATE_TEST_SUITE_P(Matrix, Cell,

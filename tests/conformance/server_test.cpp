@@ -933,9 +933,8 @@ TEST_P(OwnLoops, AStopBeforeRunIsNotLost) {
 }
 
 std::string own_loops_name(const testing::TestParamInfo<std::tuple<Backend, std::size_t>>& info) {
-  std::string backend(to_string(std::get<0>(info.param)));
-  std::ranges::replace(backend, '-', '_');
-  return backend + "_" + std::to_string(std::get<1>(info.param)) + "_loops";
+  return backend_word(std::get<0>(info.param)) + "_" + std::to_string(std::get<1>(info.param)) +
+         "_loops";
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, OwnLoops,

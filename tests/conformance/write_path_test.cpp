@@ -29,7 +29,7 @@ class WritePath : public ConformanceTest {
  protected:
   /// Kernel memory of queues; 0 when every queue is empty.
   std::size_t charged() { return world.loop.memory().used(); }
-  bool armed_for_output(int fd) { return (armed_events(fd).value_or(0) & EPOLLOUT) != 0; }
+  bool armed_for_output(int fd) { return (armed_events(world, fd).value_or(0) & EPOLLOUT) != 0; }
   /// Lets the peer read until it has `expected`, and shows that it is exactly that.
   void expect_received(const World::Link& link, const std::string& expected) {
     const std::string text = collect(world, link, expected.size());
@@ -101,7 +101,7 @@ TEST_P(WritePath, WriteInterestIsArmedExactlyWhileOutputIsPending) {
   World::Link link = world.connect();
   shrink_buffers(link);
   const int fd = link.connection->descriptor();
-  const std::uint32_t at_start = armed_events(fd).value_or(0);
+  const std::uint32_t at_start = armed_events(world, fd).value_or(0);
   EXPECT_EQ(at_start & (EPOLLIN | EPOLLRDHUP), EPOLLIN | EPOLLRDHUP);
   EXPECT_EQ(at_start & EPOLLOUT, 0u);
 
@@ -120,7 +120,7 @@ TEST_P(WritePath, WriteInterestIsArmedExactlyWhileOutputIsPending) {
     return received.size() == payload.size() && !pending;
   }));
   EXPECT_EQ(first_difference(received, payload), kNowhere);
-  EXPECT_EQ(armed_events(fd).value_or(0), at_start);
+  EXPECT_EQ(armed_events(world, fd).value_or(0), at_start);
 }
 
 // W2
@@ -654,6 +654,11 @@ TEST_P(WritePath, AGibibyteInOneSendIsNotAcceptedAndTakesNoMemory) {
 
 // W15
 TEST_P(WritePath, SizesBeyondFourGibibytesAreNotTruncated) {
+#ifdef __SANITIZE_THREAD__
+  // One thread, so nothing to race; and each send would mark all of what it offers, 4 GiB, in
+  // ThreadSanitizer's shadow memory, three times that size.
+  GTEST_SKIP() << "too large for ThreadSanitizer's shadow; every other build runs it";
+#endif
   World wide(GetParam(), make_counted<MemoryBudget>(std::size_t{16} << 30));
   ConnectionLimits limits;
   limits.output_max = 0;

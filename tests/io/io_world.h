@@ -41,6 +41,11 @@ struct NotingHandler final : StreamHandler {
     stream = nullptr;
     note("closed", closed);
   }
+  void on_detached(UniqueFd fd) override {
+    stream = nullptr;
+    detached_fd = std::move(fd);
+    note("detached", detached);
+  }
 
   std::size_t count(std::string_view event) const {
     return static_cast<std::size_t>(std::ranges::count(events, event));
@@ -58,6 +63,8 @@ struct NotingHandler final : StreamHandler {
   std::function<void()> sent;
   std::function<void()> failed;
   std::function<void()> closed;
+  std::function<void()> detached;
+  UniqueFd detached_fd;
 
  private:
   void note(const char* event, const std::function<void()>& hook) {
@@ -67,6 +74,15 @@ struct NotingHandler final : StreamHandler {
     if (hook) hook();
   }
 };
+
+/// The back-ends that ReadinessBackend makes. What it promises beyond the seam is tested on these.
+inline constexpr Backend kReadinessBackends[] = {Backend::epoll, Backend::epoll_edge,
+                                                 Backend::poll};
+
+#define PENSTOCK_ON_EVERY_READINESS_BACKEND(Suite)                                  \
+  INSTANTIATE_TEST_SUITE_P(Backends, Suite,                                         \
+                           testing::ValuesIn(::penstock::test::kReadinessBackends), \
+                           ::penstock::test::backend_test_name)
 
 class IoTest : public testing::TestWithParam<Backend> {
  protected:
@@ -113,7 +129,8 @@ class IoTest : public testing::TestWithParam<Backend> {
     SocketPair pair = tcp_pair(kernel);
     peer = UniqueFd(linux_kernel(), pair.client.release());
     NotingHandler& handler = make_handler();
-    const Result<Stream*> stream = backend->attach(std::move(pair.server), handler);
+    const Result<Stream*> stream =
+        backend->attach(std::move(pair.server), StreamKind::tcp, handler);
     EXPECT_TRUE(stream.has_value());
     if (stream) handler.stream = *stream;
     return handler;
@@ -121,7 +138,8 @@ class IoTest : public testing::TestWithParam<Backend> {
   /// Starts a connection attempt from a fresh socket.
   NotingHandler& connect(const SocketAddress& address) {
     NotingHandler& handler = make_handler();
-    const Result<Stream*> stream = backend->connect(tcp_socket(kernel), address, handler);
+    UniqueFd socket = tcp_socket(kernel);
+    const Result<Stream*> stream = backend->connect(socket, address, handler);
     EXPECT_TRUE(stream.has_value());
     if (stream) handler.stream = *stream;
     return handler;

@@ -51,7 +51,7 @@ class ListenerSeamTest : public IoTest {
   std::vector<UniqueFd> clients;
 };
 
-PENSTOCK_ON_EVERY_BACKEND(ListenerSeamTest);
+PENSTOCK_ON_EVERY_READINESS_BACKEND(ListenerSeamTest);
 
 TEST_P(ListenerSeamTest, connections_are_accepted_with_the_address_of_their_peer) {
   listen();

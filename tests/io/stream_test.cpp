@@ -21,7 +21,7 @@ using Events = std::vector<std::string>;
 
 class StreamTest : public IoTest {};
 
-PENSTOCK_ON_EVERY_BACKEND(StreamTest);
+PENSTOCK_ON_EVERY_READINESS_BACKEND(StreamTest);
 
 // -- Receiving ------------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ TEST_P(StreamTest, what_had_arrived_before_the_attach_is_received) {
   ASSERT_EQ(send_text(linux_kernel(), pair.client.get(), "early"), 5);
   wait_for(linux_kernel(), pair.server.get(), POLLIN);
   NotingHandler& handler = make_handler();
-  handler.stream = backend->attach(std::move(pair.server), handler).value();
+  handler.stream = backend->attach(std::move(pair.server), StreamKind::tcp, handler).value();
   ASSERT_TRUE(poll_until([&] { return handler.received == "early"; }));
 }
 
@@ -581,7 +581,8 @@ TEST_P(StreamTest, a_successor_with_the_same_descriptor_number_gets_no_foreign_e
     successor_peer = UniqueFd(linux_kernel(), pair.client.release());
     pair.server.reset();
     successor = &make_handler();
-    successor->stream = backend->attach(UniqueFd(kernel, victim_fd), *successor).value();
+    successor->stream =
+        backend->attach(UniqueFd(kernel, victim_fd), StreamKind::tcp, *successor).value();
     EXPECT_EQ(successor->stream->descriptor(), victim_fd);
   };
   first.on_data = [&] { replace(second); };
@@ -623,7 +624,7 @@ TEST_P(StreamTest, an_attach_the_kernel_refuses_closes_the_descriptor) {
   const std::size_t open = linux_kernel().open_descriptors();
   const auto rule = kernel.inject({.call = Call::epoll_ctl, .error = ENOSPC});
   NotingHandler& handler = make_handler();
-  const Result<Stream*> stream = backend->attach(std::move(pair.server), handler);
+  const Result<Stream*> stream = backend->attach(std::move(pair.server), StreamKind::tcp, handler);
   EXPECT_EQ(kernel.fired(rule), 1U);
   ASSERT_FALSE(stream.has_value());
   EXPECT_EQ(stream.error(), system_error(ENOSPC));
@@ -694,7 +695,8 @@ TEST_P(StreamTest,
   for (const int error : {EADDRNOTAVAIL, ENETUNREACH, EACCES}) {
     NotingHandler& handler = make_handler();
     const auto rule = kernel.inject({.call = Call::connect, .error = error});
-    const Result<Stream*> stream = backend->connect(tcp_socket(kernel), listener.address, handler);
+    UniqueFd socket = tcp_socket(kernel);
+    const Result<Stream*> stream = backend->connect(socket, listener.address, handler);
     EXPECT_EQ(kernel.fired(rule), 1U);
     ASSERT_FALSE(stream.has_value());
     EXPECT_EQ(stream.error(), system_error(error));
@@ -745,7 +747,7 @@ TEST_P(StreamTest, a_self_connect_is_told_once_and_can_be_recognised) {
   ASSERT_EQ(kernel.bind(fd.get(), any.data(), any.size()), 0);
   const SocketAddress own = local_address(kernel, fd.get());
   NotingHandler& handler = make_handler();
-  handler.stream = backend->connect(std::move(fd), own, handler).value();
+  handler.stream = backend->connect(fd, own, handler).value();
   ASSERT_TRUE(poll_until([&] { return handler.has("connected"); }));
   sockaddr_storage storage{};
   socklen_t size = sizeof storage;

@@ -70,7 +70,7 @@ class WatchTest : public IoTest {
   }
 };
 
-PENSTOCK_ON_EVERY_BACKEND(WatchTest);
+PENSTOCK_ON_EVERY_READINESS_BACKEND(WatchTest);
 
 TEST_P(WatchTest, an_eventfd_is_told_by_level) {
   const UniqueFd fd = eventfd(3);

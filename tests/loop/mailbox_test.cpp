@@ -27,8 +27,8 @@ class CountingBackend final : public IoBackend {
  public:
   CountingBackend() : IoBackend(TimePoint{}) {}
   std::string_view name() const override { return "counting"; }
-  Result<Stream*> attach(UniqueFd, StreamHandler&) override { return failure(ENOSYS); }
-  Result<Stream*> connect(UniqueFd, const SocketAddress&, StreamHandler&) override {
+  Result<Stream*> attach(UniqueFd, StreamKind, StreamHandler&) override { return failure(ENOSYS); }
+  Result<Stream*> connect(UniqueFd&, const SocketAddress&, StreamHandler&) override {
     return failure(ENOSYS);
   }
   Result<ListenerId> listen(UniqueFd, AcceptHandler&) override { return failure(ENOSYS); }

@@ -104,7 +104,8 @@ std::uint64_t send_calls(const World& world) {
   return world.kernel.calls(Call::send) + world.kernel.calls(Call::sendmsg);
 }
 
-std::optional<std::uint32_t> armed_events(int fd) {
+std::optional<std::uint32_t> armed_events(const World& world, int fd) {
+  if (const auto polled = world.kernel.polled_for(fd)) return static_cast<std::uint32_t>(*polled);
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fdinfo")) {
     std::ifstream file(entry.path());
     for (std::string line; std::getline(file, line);) {

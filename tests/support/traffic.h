@@ -43,8 +43,8 @@ void pass(World& world, Duration time);
 /// Send and sendmsg calls so far.
 std::uint64_t send_calls(const World& world);
 
-/// The events for which an epoll instance of this process watches the descriptor, as the kernel
-/// tells; nothing when none watches it.
-std::optional<std::uint32_t> armed_events(int fd);
+/// The events for which the descriptor is watched: by the last poll, or by an epoll instance of
+/// this process, as the kernel tells; nothing when it is not.
+std::optional<std::uint32_t> armed_events(const World& world, int fd);
 
 }  // namespace penstock::test

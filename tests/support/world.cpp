@@ -3,7 +3,18 @@
 #include <algorithm>
 #include <utility>
 
+#include "support/deferring_backend.h"
+
 namespace penstock::test {
+namespace {
+
+// Before any test: kBackends names it.
+[[maybe_unused]] const bool custom_backend_is_set = [] {
+  set_custom_backend(&make_deferring_backend);
+  return true;
+}();
+
+}  // namespace
 
 World::~World() {
   tap.on_send = nullptr;
@@ -87,7 +98,7 @@ World::Link World::connect(std::shared_ptr<Record> record, ConnectionCallbacks c
   link.record = std::move(record);
   ConnectionTable& table = ConnectionTable::of(loop);
   Result<ConnectionHandle> handle =
-      table.adopt(std::move(pair.server), SocketAddress(),
+      table.adopt(std::move(pair.server), local_address(linux_kernel(), link.client.get()),
                   make_behaviour(std::move(callbacks), limits), &owner_);
   EXPECT_TRUE(handle.has_value());
   if (handle) {
@@ -97,10 +108,15 @@ World::Link World::connect(std::shared_ptr<Record> record, ConnectionCallbacks c
   return link;
 }
 
+std::string backend_word(Backend backend) {
+  if (backend == Backend::custom) return "deferring";
+  std::string word(to_string(backend));
+  std::ranges::replace(word, '-', '_');
+  return word;
+}
+
 std::string backend_test_name(const testing::TestParamInfo<Backend>& info) {
-  std::string name(to_string(info.param));
-  std::ranges::replace(name, '-', '_');
-  return name;
+  return backend_word(info.param);
 }
 
 }  // namespace penstock::test

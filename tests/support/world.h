@@ -105,8 +105,11 @@ class ConformanceTest : public testing::TestWithParam<Backend> {
 };
 
 /// The back-ends there are; a new one joins here.
-inline constexpr Backend kBackends[] = {Backend::epoll, Backend::epoll_edge};
+inline constexpr Backend kBackends[] = {Backend::epoll, Backend::epoll_edge, Backend::poll,
+                                        Backend::custom /* deferring */};
 
+/// "epoll", "epoll_et", "poll", "deferring".
+std::string backend_word(Backend backend);
 std::string backend_test_name(const testing::TestParamInfo<Backend>& info);
 
 }  // namespace penstock::test

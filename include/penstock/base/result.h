@@ -21,6 +21,12 @@ enum class Errc {
   loop_gone,             ///< The event loop no longer exists.
   callback_threw,        ///< A user callback threw an exception.
   out_of_loops,          ///< More event loops at a time than the mailbox table has room for.
+  self_connected,  ///< A connection attempt met itself: nobody listens there (TCP simultaneous open).
+  output_limit,    ///< Output passed ConnectionLimits::output_max.
+  input_limit,     ///< Input passed ConnectionLimits::input_max and none of it was consumed.
+  memory_limit,    ///< The loops' memory budget is exhausted.
+  unstable_connection,  ///< The attempts are used up by connections that ended too soon.
+  not_listening,        ///< The inherited descriptor is no listening stream socket.
 };
 
 /// The category of Errc; its messages say what to do.

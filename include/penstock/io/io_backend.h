@@ -19,7 +19,9 @@
 //      on_peer_finished without on_failed is a clean FIN.
 //   7. A shortage of kernel memory (ENOBUFS, ENOMEM) is the back-end's to retry: 10 ms, doubling to
 //      1 s.
-//   8. A back-end never runs a handler for a stream, listener or watch that has been closed, even
+//   8. detach() gives the descriptor back, still connected, with on_detached in place of on_closed.
+//      Input the back-end has taken by then is delivered before; nothing may be pending.
+//   9. A back-end never runs a handler for a stream, listener or watch that has been closed, even
 //      when the kernel names it once more (stale event) or its descriptor number is in use again.
 #pragma once
 
@@ -57,9 +59,17 @@ class StreamHandler {
   virtual void on_failed(int error) = 0;
   /// The stream is gone (rule 5).
   virtual void on_closed() = 0;
+  /// The stream is gone and the connection goes on as `fd` (rule 8).
+  virtual void on_detached(UniqueFd fd) = 0;
 
  protected:
   ~StreamHandler() = default;
+};
+
+/// What a descriptor is, where that decides how it can be read.
+enum class StreamKind : std::uint8_t {
+  tcp,    ///< A read that falls short has taken all there is.
+  other,  ///< It may have stopped early (Unix sockets do, at descriptors being passed; unix(7)).
 };
 
 /// Answer to send() and offer().
@@ -91,7 +101,10 @@ class Stream {
   virtual void close() = 0;
   /// Releases the connection with a reset (RST).
   virtual void abort() = 0;
-  /// The descriptor, for socket options and TCP_INFO; -1 after close or abort.
+  /// Gives the connection back (rule 8). Only while no send is pending. A close() or abort() that
+  /// comes before on_detached prevails.
+  virtual void detach() = 0;
+  /// The descriptor, for socket options and TCP_INFO; -1 after close, abort or detach.
   virtual int descriptor() const = 0;
 
  protected:
@@ -142,6 +155,8 @@ struct IoStatistics {
   std::uint64_t unknown_events = 0;  ///< Events with bits that nobody knows; the first is logged.
   std::uint64_t stale_events =
       0;  ///< Events for something closed earlier in the same batch, skipped.
+  std::uint64_t short_sends = 0;    ///< Sends of which the kernel took a part.
+  std::uint64_t blocked_sends = 0;  ///< Sends of which it took nothing (EAGAIN, no memory).
 };
 
 /// One loop's way to the kernel.
@@ -156,10 +171,11 @@ class IoBackend {
   virtual std::string_view name() const = 0;
 
   /// Takes over a connected, nonblocking socket. On error the descriptor is closed.
-  virtual Result<Stream*> attach(UniqueFd fd, StreamHandler& handler) = 0;
+  virtual Result<Stream*> attach(UniqueFd fd, StreamKind kind, StreamHandler& handler) = 0;
   /// Starts a connection attempt on an unconnected, nonblocking socket; on_connected or on_failed
-  /// tells its end. On error the descriptor is closed and no handler runs.
-  virtual Result<Stream*> connect(UniqueFd fd, const SocketAddress& peer,
+  /// tells its end. On error no handler runs and the descriptor is left as it was, for another try
+  /// (EAGAIN: the backlog of a Unix socket is full).
+  virtual Result<Stream*> connect(UniqueFd& fd, const SocketAddress& peer,
                                   StreamHandler& handler) = 0;
 
   /// Accepts on a listening, nonblocking socket, at most 16 connections per turn.
@@ -203,16 +219,27 @@ class IoBackend {
   TimePoint now_;
 };
 
-/// The back-ends there are. `automatic` takes PENSTOCK_BACKEND's choice, or epoll.
-enum class Backend : std::uint8_t { automatic, epoll, epoll_edge };
+/// The back-ends there are.
+enum class Backend : std::uint8_t {
+  automatic,   ///< PENSTOCK_BACKEND's choice, or epoll.
+  epoll,       ///< epoll(7), level-triggered.
+  epoll_edge,  ///< epoll(7), edge-triggered.
+  poll,        ///< poll(2): every wait costs time for every connection.
+  custom,      ///< What set_custom_backend() makes.
+};
 
-/// "auto", "epoll", "epoll-et". Error: unknown_backend.
+/// "auto", "epoll", "epoll-et", "poll"; "custom" where there is one. Error: unknown_backend.
 Result<Backend> parse_backend(std::string_view name);
 std::string_view to_string(Backend backend) noexcept;
 
 /// What `automatic` stands for: PENSTOCK_BACKEND if it is set and not empty (an unknown name is an
 /// error), else epoll. An explicit choice is answered as it is.
 Result<Backend> resolve_backend(Backend backend);
+
+/// Makes a back-end of the program's own for Backend::custom, in place of any before; nullptr
+/// removes it. Thread-safe. Errors are those of the loop that wanted it.
+using BackendFactory = Result<std::unique_ptr<IoBackend>> (*)(Kernel& kernel);
+void set_custom_backend(BackendFactory factory) noexcept;
 
 /// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and
 /// eventfd say.

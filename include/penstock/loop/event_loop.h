@@ -23,6 +23,7 @@
 
 #include "penstock/base/clock.h"
 #include "penstock/base/counted.h"
+#include "penstock/base/latency_histogram.h"
 #include "penstock/base/result.h"
 #include "penstock/bytes/memory_budget.h"
 #include "penstock/io/io_backend.h"
@@ -165,6 +166,9 @@ class EventLoop {
 
   std::string_view backend_name() const noexcept { return backend_->name(); }
   LoopStatistics statistics() const;
+  /// How long the loop was away from its wait, each turn: what an event may have had to wait for,
+  /// beside the events before it.
+  const LatencyHistogram& lag() const noexcept { return lag_; }
 
   // -- For the floors above --
 
@@ -233,6 +237,7 @@ class EventLoop {
   std::unique_ptr<SignalWatcher> signals_;
   std::vector<std::pair<const void*, std::unique_ptr<LoopService>>> services_;
   LoopStatistics statistics_;
+  LatencyHistogram lag_;
   TimePoint polled_until_ = TimePoint::min();
   int turns_behind_ = 0;  // turns since polled_until_ was last moved
   std::atomic<std::uint64_t> last_timer_id_{0};

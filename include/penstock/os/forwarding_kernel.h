@@ -44,6 +44,8 @@ class ForwardingKernel : public Kernel {
   int raw_open(const char* path, int flags) override;
   int raw_close(int fd) override;
   int raw_unlink(const char* path) override;
+  int raw_file_status(int fd, const char* path, FileStatus& status) override;
+  int raw_make_nonblocking(int fd) override;
   TimePoint raw_now() override;
   int raw_entropy(std::span<std::byte> bytes) override;
   std::size_t raw_descriptor_limit() override;

@@ -35,6 +35,18 @@
 
 namespace penstock {
 
+/// What a file is (stat(2)).
+struct FileStatus {
+  mode_t mode = 0;  ///< Its kind and permissions; test with S_ISSOCK and the like.
+  dev_t device = 0;
+  ino_t inode = 0;
+
+  /// The same file: same device and inode.
+  bool is_same(const FileStatus& other) const noexcept {
+    return device == other.device && inode == other.inode;
+  }
+};
+
 /// The kernel as the library sees it. LinuxKernel is the real one; tests put a FaultyKernel before
 /// it.
 class Kernel {
@@ -132,6 +144,13 @@ class Kernel {
     return result == -EINTR ? 0 : result;
   }
   int unlink(const char* path) { return raw_unlink(path); }
+  /// What is at `path`, without following a final symbolic link; with an empty path, what `fd` is.
+  /// 0 or -errno.
+  int file_status(int fd, const char* path, FileStatus& status) {
+    return raw_file_status(fd, path, status);
+  }
+  /// Sets O_NONBLOCK and FD_CLOEXEC, for descriptors that somebody else opened. 0 or -errno.
+  int make_nonblocking(int fd) { return raw_make_nonblocking(fd); }
 
   // -- The machine --
 
@@ -177,6 +196,8 @@ class Kernel {
   virtual int raw_open(const char* path, int flags) = 0;
   virtual int raw_close(int fd) = 0;
   virtual int raw_unlink(const char* path) = 0;
+  virtual int raw_file_status(int fd, const char* path, FileStatus& status) = 0;
+  virtual int raw_make_nonblocking(int fd) = 0;
   virtual TimePoint raw_now() = 0;
   virtual int raw_entropy(std::span<std::byte> bytes) = 0;
   virtual std::size_t raw_descriptor_limit() = 0;

@@ -70,6 +70,8 @@ enum class Call : std::size_t {
   open,
   close,
   unlink,
+  file_status,
+  make_nonblocking,
   entropy,
 };
 
@@ -145,6 +147,8 @@ class FaultyKernel final : public ForwardingKernel {
   std::uint64_t wakeups() const;
   /// Events that all waits have returned.
   std::uint64_t events() const;
+  /// The events for which the last poll waited on the descriptor; nothing if it did not.
+  std::optional<short> polled_for(int fd) const;
 
  private:
   struct State {
@@ -220,6 +224,8 @@ class FaultyKernel final : public ForwardingKernel {
   int raw_open(const char* path, int flags) override;
   int raw_close(int fd) override;
   int raw_unlink(const char* path) override;
+  int raw_file_status(int fd, const char* path, FileStatus& status) override;
+  int raw_make_nonblocking(int fd) override;
   TimePoint raw_now() override;
   int raw_entropy(std::span<std::byte> bytes) override;
 
@@ -231,7 +237,8 @@ class FaultyKernel final : public ForwardingKernel {
   std::array<std::uint64_t, kCallKinds> calls_{};
   std::map<std::pair<Call, int>, std::uint64_t> calls_on_;
   std::map<int, std::vector<Registration>> registrations_;
-  std::set<int> record_fds_;  // eventfd and signalfd
+  std::set<int> record_fds_;     // eventfd and signalfd
+  std::map<int, short> polled_;  // what the last poll waited for
   std::uint64_t wakeups_ = 0;
   std::uint64_t events_ = 0;
 };

@@ -1,6 +1,8 @@
 // Why and how a connection ended: what on_close is told.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
 #include <system_error>
@@ -18,7 +20,9 @@ enum class CloseReason : std::uint8_t {
   overflow,  ///< A limit of memory was reached: output over the hard cap, or input without progress.
   protocol,  ///< The peer broke the rules of the protocol; close_with_protocol_error() said so.
   local,  ///< This side ended it: close(), abort(), its server or loop went, or a callback threw.
+  detached,  ///< detach() took its descriptor out; the connection itself goes on.
 };
+inline constexpr std::size_t kCloseReasons = static_cast<std::size_t>(CloseReason::detached) + 1;
 
 /// Which limit of time ended a connection.
 enum class TimeoutKind : std::uint8_t {
@@ -28,6 +32,26 @@ enum class TimeoutKind : std::uint8_t {
   half_close,      ///< One side had finished and nothing moved any more.
   unacknowledged,  ///< The kernel gave up on the peer (keep-alive, TCP_USER_TIMEOUT).
 };
+inline constexpr std::size_t kTimeoutKinds =
+    static_cast<std::size_t>(TimeoutKind::unacknowledged) + 1;
+
+/// How connections ended: how many for each reason, and of the time-outs how many of each kind.
+struct EndCounts {
+  std::array<std::uint64_t, kCloseReasons> reasons{};
+  std::array<std::uint64_t, kTimeoutKinds> timeouts{};
+
+  void count(CloseReason reason, TimeoutKind timeout) noexcept {
+    ++reasons[static_cast<std::size_t>(reason)];
+    ++timeouts[static_cast<std::size_t>(timeout)];
+  }
+
+  std::uint64_t operator[](CloseReason reason) const noexcept {
+    return reasons[static_cast<std::size_t>(reason)];
+  }
+  std::uint64_t operator[](TimeoutKind kind) const noexcept {
+    return timeouts[static_cast<std::size_t>(kind)];
+  }
+};
 
 std::string_view to_string(CloseReason reason) noexcept;
 std::string_view to_string(TimeoutKind kind) noexcept;
@@ -36,7 +60,9 @@ std::string_view to_string(TimeoutKind kind) noexcept;
 struct CloseReport {
   CloseReason reason = CloseReason::local;
   TimeoutKind timeout = TimeoutKind::none;
-  std::error_code error{};            ///< What the kernel said, or Errc::callback_threw; else none.
+  /// What the kernel said; Errc::callback_threw; for overflow which limit it was: Errc::output_limit,
+  /// input_limit or memory_limit, or ENOMEM. Else none.
+  std::error_code error{};
   std::uint64_t bytes_received = 0;   ///< Taken from the kernel.
   std::uint64_t bytes_sent = 0;       ///< Taken by the kernel.
   std::uint64_t bytes_discarded = 0;  ///< Accepted for sending, and dropped.

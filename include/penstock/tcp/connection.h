@@ -15,12 +15,16 @@
 //   4. on_close comes exactly once, in the notify step of a turn, and is the last.
 #pragma once
 
+#include <netinet/tcp.h>
+
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <typeinfo>
 #include <utility>
 #include <vector>
@@ -28,6 +32,7 @@
 #include "penstock/base/clock.h"
 #include "penstock/base/counted.h"
 #include "penstock/base/intrusive_list.h"
+#include "penstock/base/result.h"
 #include "penstock/base/slot_table.h"
 #include "penstock/bytes/input_buffer.h"
 #include "penstock/bytes/output_queue.h"
@@ -164,6 +169,36 @@ class TcpConnection final : private StreamHandler,
   /// Gives it other callbacks and limits, from its next event on (protocol upgrade).
   void set_behaviour(BehaviourPtr behaviour);
 
+  /// Receives the descriptor of a detached connection, non-blocking and connected, and the input
+  /// that had been received and not consumed.
+  using DetachCallback = std::move_only_function<void(UniqueFd fd, std::string unread)>;
+  /// Takes the connection out of the loop without ending it: no more on_message from now on; when
+  /// its output has gone, `taker` is called and then on_close, with `detached`. If it ends before
+  /// that, `taker` is not called. To make it a connection again, see adopt_connection().
+  void detach(DetachCallback taker);
+
+  // -- Socket options; see socket(7), tcp(7). ENOTCONN when the connection has ended. --
+
+  /// setsockopt(2) of an option whose value is a T (mostly int).
+  template <class T>
+  Result<void> set_option(int level, int name, const T& value) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return set_raw_option(level, name, &value, sizeof value);
+  }
+  /// getsockopt(2), likewise.
+  template <class T>
+  Result<T> option(int level, int name) const {
+    static_assert(std::is_trivially_copyable_v<T>);
+    T value{};
+    if (const auto read = read_raw_option(level, name, &value, sizeof value); !read) {
+      return std::unexpected(read.error());
+    }
+    return value;
+  }
+  /// What the kernel knows of the connection: round-trip time, congestion window, retransmissions
+  /// (TCP_INFO, tcp(7)). EOPNOTSUPP or ENOPROTOOPT on a Unix socket.
+  Result<tcp_info> info() const;
+
   /// Makes the connection's own state, in place of any before; destroyed after on_close. Costs
   /// nothing when not used.
   template <class T, class... Arguments>
@@ -182,7 +217,7 @@ class TcpConnection final : private StreamHandler,
   }
   bool has_context() const noexcept { return context_ != nullptr; }
 
-  // -- For ConnectionTable --
+  // -- For ConnectionTable and owners --
 
   TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr behaviour, ConnectionOwner* owner,
                 const SocketAddress& peer);
@@ -191,14 +226,15 @@ class TcpConnection final : private StreamHandler,
   ~TcpConnection();
 
   SlotId id() const noexcept { return id_; }
-  /// Takes over the socket and announces the connection. Error: the connection cannot be; erase it.
-  Result<void> start(UniqueFd fd);
-  void flush();
-  /// Runs what is due in the notify step. Answers whether the connection is over and may be erased.
-  bool notify();
   ConnectionOwner* owner() const noexcept { return owner_; }
+  /// How it ended; valid once it has.
+  CloseReason close_reason() const noexcept { return reason_; }
+  TimeoutKind close_timeout() const noexcept { return timeout_; }
+  TimePoint opened_at() const noexcept { return opened_at_; }
 
  private:
+  friend class ConnectionTable;
+
   enum class Phase : std::uint8_t { open, draining, closed };
   enum class Release : std::uint8_t { orderly, reset };
 
@@ -217,6 +253,14 @@ class TcpConnection final : private StreamHandler,
     T value;
   };
 
+  // For ConnectionTable
+
+  // Takes over the socket and announces the connection. Error: the connection cannot be; erase it.
+  Result<void> start(UniqueFd fd);
+  void flush();
+  // Runs what is due in the notify step. Answers whether the connection is over and may be erased.
+  bool notify();
+
   // StreamHandler
   void on_connected() override;
   void on_received(std::span<const std::byte> bytes) override;
@@ -224,6 +268,7 @@ class TcpConnection final : private StreamHandler,
   void on_sent(std::size_t bytes) override;
   void on_failed(int error) override;
   void on_closed() override;
+  void on_detached(UniqueFd fd) override;
 
   // Sending
   bool reserve(std::size_t charge, std::size_t owned) noexcept;
@@ -237,11 +282,12 @@ class TcpConnection final : private StreamHandler,
   void send_or_end(TrySend try_it);
   void pump();
   void take(std::size_t bytes) noexcept;
+  void note_sent(std::size_t bytes) noexcept;
   void output_drained();
   void end_stall();
   void discard_output();
   void mark_dirty();
-  void note_full() noexcept;
+  void note_full(Errc limit) noexcept;
 
   // Reading
   void deliver_input();
@@ -269,6 +315,10 @@ class TcpConnection final : private StreamHandler,
   void conclude_if_finished();
   void conclude(CloseReason reason, Release how);
   void conclude_timeout(TimeoutKind kind, Release how);
+  void conclude_overflow(std::error_code limit, Release how);
+  void detach_if_drained();
+  Result<void> set_raw_option(int level, int name, const void* value, std::size_t size);
+  Result<void> read_raw_option(int level, int name, void* value, std::size_t size) const;
 
   // Limits of time
   void on_timer();
@@ -322,7 +372,8 @@ class TcpConnection final : private StreamHandler,
   // Cold.
   CloseReason reason_ = CloseReason::local;
   TimeoutKind timeout_ = TimeoutKind::none;
-  std::int64_t acknowledged_ = 0;  // bytes the peer had acknowledged at the last sample
+  Errc refused_for_ = Errc::output_limit;  // which limit the last `full` was about
+  std::int64_t acknowledged_ = 0;          // bytes the peer had acknowledged at the last sample
   std::error_code error_;
   std::uint64_t stall_bytes_sent_ = 0;
   std::uint64_t output_discarded_ = 0;
@@ -338,6 +389,8 @@ class TcpConnection final : private StreamHandler,
   Timer timer_;
   BehaviourPtr next_behaviour_;
   std::unique_ptr<Context> context_;
+  struct Detachment;
+  std::unique_ptr<Detachment> detachment_;  // from detach() on
   ConnectionOwner* owner_;
   SocketAddress peer_;
 };

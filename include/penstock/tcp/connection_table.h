@@ -16,8 +16,11 @@ namespace penstock {
 struct ConnectionStatistics {
   std::uint64_t opened = 0;
   std::uint64_t closed = 0;
-  std::uint64_t refused = 0;      ///< Could not be registered with the kernel.
-  std::uint64_t stale_drops = 0;  ///< Operations through handles whose connection was gone.
+  std::uint64_t refused = 0;         ///< Could not be registered with the kernel.
+  std::uint64_t stale_drops = 0;     ///< Operations through handles whose connection was gone.
+  std::uint64_t bytes_received = 0;  ///< Of all connections, those that live included.
+  std::uint64_t bytes_sent = 0;
+  EndCounts ends{};  ///< Of those that have ended.
 };
 
 class ConnectionTable final : public LoopService {
@@ -37,6 +40,8 @@ class ConnectionTable final : public LoopService {
 
   const ConnectionStatistics& statistics() const noexcept { return statistics_; }
   std::size_t size() const noexcept { return connections_.size(); }
+  /// Bytes that all connections have accepted and the kernel has not taken; looks at each.
+  std::size_t queued_bytes();
 
   // -- LoopService --
   void flush() override;

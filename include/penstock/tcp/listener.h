@@ -33,6 +33,9 @@ struct ListenerOptions {
   int backlog = 4096;
   /// TCP_USER_TIMEOUT of accepted connections; zero leaves the kernel's.
   Duration user_timeout{};
+  /// On an IPv6 address, leave IPv4 alone; else [::] serves both (such a peer is called
+  /// [::ffff:a.b.c.d]).
+  bool ipv6_only = false;
 };
 
 /// Counters since the start.
@@ -50,10 +53,14 @@ class Listener final : private AcceptHandler {
   Listener& operator=(const Listener&) = delete;
   ~Listener() { close(); }
 
-  /// Binds and listens. Accepted sockets have TCP_NODELAY, and keep-alive after 60 s, every 10 s, 6
-  /// times. Errors: what socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …);
-  /// EAFNOSUPPORT for a Unix address.
+  /// Binds and listens. Accepted TCP sockets have TCP_NODELAY, and keep-alive after 60 s, every 10 s,
+  /// 6 times. A Unix path is created with the permissions the umask leaves and removed by close(); a
+  /// socket left there by a dead process (connecting to it is refused) is replaced, any other file
+  /// is not. Errors: what socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …).
   Result<void> open(const SocketAddress& address, const ListenerOptions& options);
+  /// Accepts on a socket that listens already: inherited, or made by the program. Errors:
+  /// not_listening; what the kernel says.
+  Result<void> adopt(UniqueFd fd, const ListenerOptions& options);
   /// Its port refuses from now on; who is in the backlog is reset. Idempotent.
   void close();
   bool is_open() const noexcept { return open_; }
@@ -79,6 +86,10 @@ class Listener final : private AcceptHandler {
   void on_accepted(UniqueFd fd, const SocketAddress& peer) override;
   void on_accept_failed(int error) override;
   Result<UniqueFd> make_socket(const SocketAddress& address, const ListenerOptions& options);
+  int bind_unix(int fd, const SocketAddress& address);
+  bool remove_stale_socket(const SocketAddress& address);
+  Result<void> accept_on(UniqueFd socket);
+  void remove_unix_path();
   void open_reserve();
   void refuse_pending();
   void apply();
@@ -86,7 +97,9 @@ class Listener final : private AcceptHandler {
   EventLoop& loop_;
   ListenerOwner& owner_;
   ListenerId id_;
-  int fd_ = -1;  // the back-end's; for accepting with the reserve
+  int fd_ = -1;             // the back-end's; for accepting with the reserve
+  std::string unix_path_;   // the file we made, if any
+  FileStatus unix_status_;  // which file that was
   UniqueFd reserve_;
   SocketAddress address_;
   std::atomic<std::uint64_t> accepted_{0};

@@ -23,6 +23,7 @@
 namespace penstock {
 
 class ServerCore;
+struct ListenPlace;
 
 /// Which loop gets the next connection.
 enum class Balance : std::uint8_t {
@@ -31,9 +32,12 @@ enum class Balance : std::uint8_t {
 };
 
 struct TcpServerOptions {
-  /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4); port 0 takes any free
-  /// one.
+  /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4), "[::]:7000" (IPv4 and
+  /// IPv6); port 0 takes any free one. "unix:PATH", "unix:@NAME" (abstract). "fd:N" takes over
+  /// descriptor N, on which somebody has called listen().
   std::string listen = "127.0.0.1:0";
+  /// On an IPv6 address, leave IPv4 alone.
+  bool ipv6_only = false;
   /// Loops of its own besides the first, each in a thread: 0, the first does everything; N, the
   /// first only accepts, and callbacks of different connections run at the same time.
   /// Not for a server on a program's loop.
@@ -66,12 +70,14 @@ struct ServerStatistics {
   std::uint64_t accepted = 0;
   std::uint64_t refused_for_descriptors = 0;
   std::uint64_t accept_errors = 0;
-  std::uint64_t live = 0;  ///< Connections now.
+  std::uint64_t refused_at_start = 0;  ///< Accepted, but there was no memory to serve them.
+  std::uint64_t live = 0;              ///< Connections now.
   std::uint64_t ended = 0;
   std::uint64_t bytes_received = 0;
   std::uint64_t bytes_sent = 0;
   std::uint64_t aborted_at_stop =
       0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
+  EndCounts ends{};  ///< Why connections ended.
 };
 
 class TcpServer {
@@ -178,7 +184,7 @@ class TcpServer {
  private:
   ConnectionCallbacks& callbacks();
   CountedPtr<ServerCore> started_core() const;
-  Result<void> start_loops_and_listen(const SocketAddress& address);
+  Result<void> start_loops_and_listen(const ListenPlace& place);
 
   std::unique_ptr<EventLoop> own_loop_;
   EventLoop* loop_;

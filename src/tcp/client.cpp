@@ -1,0 +1,58 @@
+#include "penstock/tcp/client.h"
+
+#include <utility>
+
+#include "penstock/base/assert.h"
+#include "penstock/tcp/connection.h"
+#include "tcp/client_core.h"
+#include "tcp/leave_loop.h"
+
+namespace penstock {
+
+TcpClient::TcpClient(EventLoop& loop, TcpClientOptions options)
+    : loop_(loop),
+      callbacks_(std::make_unique<ConnectionCallbacks>()),
+      core_(make_counted<ClientCore>(loop, std::move(options))) {}
+
+TcpClient::~TcpClient() {
+  if (!loop_.error()) leave_loop(loop_, core_);
+}
+
+ConnectionCallbacks& TcpClient::callbacks() {
+  PENSTOCK_ASSERT(callbacks_ != nullptr, "callbacks are set before start()");
+  return *callbacks_;
+}
+
+void TcpClient::on_connect_failed(std::move_only_function<void(const ConnectFailure&)> function) {
+  core_->set_failure_callback(std::move(function));
+}
+
+Result<void> TcpClient::start() {
+  if (callbacks_) {
+    core_->set_behaviour(make_behaviour(std::move(*callbacks_), core_->limits()));
+    callbacks_.reset();
+  }
+  return core_->start();
+}
+
+void TcpClient::stop() {
+  if (loop_.error()) return;
+  if (loop_.in_loop()) {
+    core_->stop();
+  } else {
+    loop_.queue_in_loop([core = core_] { core->stop(); });
+  }
+}
+
+ClientState TcpClient::state() const noexcept { return core_->state(); }
+
+TcpConnection* TcpClient::connection() const noexcept { return core_->connection(); }
+
+ConnectionHandle TcpClient::handle() const noexcept {
+  const TcpConnection* connection = core_->connection();
+  return connection != nullptr ? connection->handle() : ConnectionHandle();
+}
+
+ClientStatistics TcpClient::statistics() const noexcept { return core_->statistics(); }
+
+}  // namespace penstock
