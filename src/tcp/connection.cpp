@@ -632,7 +632,8 @@ void TcpConnection::close_for_stop() {
     close_when_released_ = true;
     return;
   }
-  if (phase_ == Phase::open && output_.empty() && !send_pending_ && quiet()) {
+  const bool all_sent = output_.empty() && !send_pending_ && !output_broken_;
+  if (phase_ == Phase::open && all_sent && quiet()) {
     conclude(CloseReason::local, Release::orderly);
   } else {
     close();
