@@ -40,8 +40,12 @@ int Listener::bind_unix(int fd, const SocketAddress& address) {
   }
   std::string path = address.path();
   if (result == 0 && !path.starts_with('@')) {
-    unix_path_ = std::move(path);
-    result = kernel.file_status(AT_FDCWD, unix_path_.c_str(), unix_status_);
+    result = kernel.file_status(AT_FDCWD, path.c_str(), unix_status_);
+    if (result < 0) {
+      kernel.unlink(path.c_str());  // just made: nobody else's
+    } else {
+      unix_path_ = std::move(path);
+    }
   }
   return result;
 }
