@@ -49,14 +49,17 @@ void ReadinessStream::update_interest() {
   if (events == armed_events_) return;
   const int result = context_.selector.change(fd_, events, Token::of(Token::Kind::stream, id_));
   PENSTOCK_ASSERT(result == 0 || result == -ENOMEM, "the selector does not know its descriptor");
-  // MOD can lack memory only for wake-up sources, which we do not use; should it, the stream cannot
-  // go on.
   if (result == 0) {
     armed_events_ = events;
-  } else if (send_error_ == 0) {
-    send_error_ = -result;
-    make_ready();
+    return;
   }
+  // MOD can lack memory only for wake-up sources, which we do not use; should it, the stream cannot
+  // go on. What is armed now would repeat itself for ever, so it leaves; what has arrived is read.
+  leave_selector();
+  if (send_error_ == 0) send_error_ = -result;
+  readable_ = true;
+  read_to_end_ = true;
+  make_ready();
 }
 
 void ReadinessStream::leave_selector() noexcept {
