@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <new>
 #include <utility>
 
 #include "penstock/base/assert.h"
@@ -78,7 +79,11 @@ Result<void> Connector::Attempt::make_socket() {
 }
 
 void Connector::Attempt::try_connect() {
-  const Result<Stream*> stream = connector_.loop_.backend().connect(fd_, request_.to, *this);
+  Result<Stream*> stream = failure(ENOMEM);
+  try {
+    stream = connector_.loop_.backend().connect(fd_, request_.to, *this);
+  } catch (const std::bad_alloc&) {  // as any other failure
+  }
   TimePoint next = give_up_at_;
   if (stream) {
     stream_ = *stream;
