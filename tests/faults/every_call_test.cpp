@@ -51,7 +51,7 @@ const std::vector<Row>& matrix() {
       {Call::accept4, "accept4", 0, {EMFILE, ENFILE}, refuses},
       {Call::connect, "connect", 0, {EINTR, EINPROGRESS}, harmless},
       {Call::connect, "connect", 0, {EAGAIN}, told_or_harmless},  // Unix: tried again, without an end
-      {Call::connect, "connect", 0, {ENOBUFS, ENOMEM, ENETUNREACH, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, EACCES}, told},
+      {Call::connect, "connect", 0, {ENOBUFS, ENOMEM, ENETUNREACH, EADDRNOTAVAIL, ECONNREFUSED, ECONNRESET, ETIMEDOUT, EMFILE, ENFILE, EACCES}, told},
       {Call::recv, "recv", 0, {EINTR, EAGAIN, ENOBUFS, ENOMEM}, harmless},
       {Call::recv, "recv", 0, {ECONNRESET, EPIPE, ECONNABORTED, ETIMEDOUT}, breaks},
       {Call::send, "send", 0, {EINTR, EAGAIN, ENOBUFS, ENOMEM}, harmless},
