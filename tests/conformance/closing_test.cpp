@@ -945,6 +945,7 @@ TEST_P(Closing, TheReportAddsUp) {
 
 // R9
 TEST_P(Closing, ADescriptorLeavesThePollerBeforeItIsClosed) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "nothing stays with the kernel");
   const std::size_t descriptors = World::open_descriptors();
   World::Link link = world.connect();
   const int fd = link.connection->descriptor();

@@ -398,6 +398,7 @@ TEST_P(Server, DestroyedInOneOfItsCallbacksItsConnectionsAreReportedInThatTurn) 
   for (RawClient& client : clients)
     send_text(linux_kernel(), client.fd.get(), "die");
   ASSERT_TRUE(world.run_until([&] { return destroyed; }));
+  if (!acts_at_once(GetParam())) world.turn(2);  // closing takes a while there
   EXPECT_EQ(ledger.closes, 4u);
   world.turn(2);
   clients.clear();
@@ -759,7 +760,7 @@ TEST_P(OwnLoops, TheEnvironmentChoosesTheBackendOfAutomatic) {
     automatic.backend = Backend::automatic;
     TcpServer server(std::move(automatic));
     ASSERT_TRUE(server.start().has_value());
-    EXPECT_EQ(server.loop().backend().name(), name);
+    EXPECT_EQ(server.loop().backend().name(), backend == Backend::custom ? "deferring" : name);
   }
 }
 
