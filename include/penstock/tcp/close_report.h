@@ -29,13 +29,14 @@ enum class TimeoutKind : std::uint8_t {
   unacknowledged,  ///< The kernel gave up on the peer (keep-alive, TCP_USER_TIMEOUT).
 };
 
+/// The name as it is written above, for instance "eof" or "write_stall".
 std::string_view to_string(CloseReason reason) noexcept;
 std::string_view to_string(TimeoutKind kind) noexcept;
 
 /// The account of a connection, given to on_close.
 struct CloseReport {
-  CloseReason reason = CloseReason::local;
-  TimeoutKind timeout = TimeoutKind::none;
+  CloseReason reason = CloseReason::local;  ///< Why it ended.
+  TimeoutKind timeout = TimeoutKind::none;  ///< Which limit, when the reason is timeout.
   std::error_code error{};            ///< What the kernel said, or Errc::callback_threw; else none.
   std::uint64_t bytes_received = 0;   ///< Taken from the kernel.
   std::uint64_t bytes_sent = 0;       ///< Taken by the kernel.
