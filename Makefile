@@ -17,7 +17,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan clang lint format format-check bench coverage install-packages clean
+.PHONY: help run test tsan clang lint format format-check bench coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,8 +80,14 @@ coverage: ## run every test under gcov, write build/coverage/report/index.html
 	@gcovr --root . --filter src/ --filter include/ -j $(JOBS) --exclude-throw-branches \
 	  --html-details build/coverage/report/index.html --print-summary build/coverage
 
+docs: ## write the API reference, build/docs/html/index.html; fails on what is undocumented
+	@$(INSTALL) docs
+	@rm -rf build/docs && mkdir -p build/docs
+	@doxygen docs/Doxyfile
+	@echo "Wrote build/docs/html/index.html"
+
 install-packages: ## install the Debian packages that all of the above need
-	@$(INSTALL) build test clang lint bench coverage
+	@$(INSTALL) build test clang lint bench coverage docs
 
 clean: ## remove build/
 	rm -rf build

@@ -16,6 +16,7 @@ namespace penstock {
 /// ones count as the longest, negative ones as 0. 9 KiB.
 class LatencyHistogram {
  public:
+  /// Counts one.
   void record(Duration duration) noexcept {
     const std::uint64_t nanoseconds =
         std::min(static_cast<std::uint64_t>(std::max(duration.count(), Duration::rep{0})), kMax);
@@ -25,6 +26,7 @@ class LatencyHistogram {
     max_ = std::max(max_, nanoseconds);
   }
 
+  /// Adds what another one has counted.
   void merge(const LatencyHistogram& other) noexcept {
     for (std::size_t i = 0; i < buckets_.size(); ++i)
       buckets_[i] += other.buckets_[i];
@@ -33,6 +35,7 @@ class LatencyHistogram {
     max_ = std::max(max_, other.max_);
   }
 
+  /// How many have been counted.
   std::uint64_t count() const noexcept { return count_; }
   /// The longest; exact.
   Duration max() const noexcept { return Duration(static_cast<Duration::rep>(max_)); }

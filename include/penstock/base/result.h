@@ -32,6 +32,7 @@ enum class Errc {
 /// The category of Errc; its messages say what to do.
 const std::error_category& penstock_category() noexcept;
 
+/// Makes Errc an error code; found by std::error_code itself.
 inline std::error_code make_error_code(Errc error) noexcept {
   return {static_cast<int>(error), penstock_category()};
 }

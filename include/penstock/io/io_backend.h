@@ -137,6 +137,7 @@ struct Readiness {
 /// Receives the events of one watched descriptor.
 class WatchHandler {
  public:
+  /// Something happened on the descriptor; called each turn as long as the condition holds.
   virtual void on_ready(Readiness readiness) = 0;
 
  protected:
@@ -211,11 +212,14 @@ class IoBackend {
   /// Whether the last poll() may have left events with the kernel, its batch being full.
   virtual bool more_waiting() const = 0;
 
+  /// Its counters; read on the loop's thread.
   virtual const IoStatistics& statistics() const = 0;
 
  protected:
+  /// `now` is what now() answers until the first wait has ended.
   explicit IoBackend(TimePoint now) noexcept : now_(now) {}
 
+  /// What now() answers; poll() sets it when a wait ends.
   TimePoint now_;
 };
 
@@ -230,6 +234,7 @@ enum class Backend : std::uint8_t {
 
 /// "auto", "epoll", "epoll-et", "poll"; "custom" where there is one. Error: unknown_backend.
 Result<Backend> parse_backend(std::string_view name);
+/// The name parse_backend() reads.
 std::string_view to_string(Backend backend) noexcept;
 
 /// What `automatic` stands for: PENSTOCK_BACKEND if it is set and not empty (an unknown name is an

@@ -18,6 +18,7 @@ namespace penstock {
 /// An empty one is skipped. A callback that throws ends its connection, not the loop. A callback
 /// may close, abort or swap anything.
 struct ConnectionCallbacks {
+  /// Takes the connection and perhaps more. Called as const, because loops share it: no `mutable`.
   template <class... Arguments>
   using Callback = std::move_only_function<void(TcpConnection&, Arguments...) const>;
 
@@ -41,11 +42,12 @@ struct ConnectionCallbacks {
 
 /// Callbacks and limits together.
 struct Behaviour final : Counted<Behaviour> {
+  /// As make_behaviour(), which is the way to make one.
   Behaviour(ConnectionCallbacks its_callbacks, ConnectionLimits its_limits)
       : callbacks(std::move(its_callbacks)), limits(its_limits) {}
 
-  const ConnectionCallbacks callbacks;
-  const ConnectionLimits limits;
+  const ConnectionCallbacks callbacks;  ///< What the connections call.
+  const ConnectionLimits limits;        ///< What they may take.
 };
 
 /// Makes a behaviour, for TcpConnection::set_behaviour and adopted descriptors.

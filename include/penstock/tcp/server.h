@@ -31,6 +31,7 @@ enum class Balance : std::uint8_t {
   round_robin,
 };
 
+/// How a server is made. The defaults suit most programs; say where to listen.
 struct TcpServerOptions {
   /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4), "[::]:7000" (IPv4 and
   /// IPv6); port 0 takes any free one. "unix:PATH", "unix:@NAME" (abstract). "fd:N" takes over
@@ -44,6 +45,7 @@ struct TcpServerOptions {
   std::size_t loops = 0;
   /// Back-end of its own loops.
   Backend backend = Backend::automatic;
+  /// Which loop gets the next connection, when there are several.
   Balance balance = Balance::least_connections;
   /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
   /// free at the start.
@@ -67,19 +69,22 @@ struct TcpServerOptions {
 
 /// A server's account. Bytes are counted when their connection ends.
 struct ServerStatistics {
-  std::uint64_t accepted = 0;
+  std::uint64_t accepted = 0;  ///< Connections taken from the backlog.
+  /// Accepted with the reserve descriptor and closed at once.
   std::uint64_t refused_for_descriptors = 0;
-  std::uint64_t accept_errors = 0;
+  std::uint64_t accept_errors = 0;     ///< accept4 failures that paused accepting.
   std::uint64_t refused_at_start = 0;  ///< Accepted, but there was no memory to serve them.
   std::uint64_t live = 0;              ///< Connections now.
-  std::uint64_t ended = 0;
-  std::uint64_t bytes_received = 0;
-  std::uint64_t bytes_sent = 0;
+  std::uint64_t ended = 0;             ///< Connections whose on_close has run.
+  std::uint64_t bytes_received = 0;    ///< Taken from the kernel.
+  std::uint64_t bytes_sent = 0;        ///< Taken by the kernel.
   std::uint64_t aborted_at_stop =
       0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
   EndCounts ends{};  ///< Why connections ended.
 };
 
+/// Serves from start(), or run(), until stop(). On its first loop's thread, but for what says
+/// thread-safe.
 class TcpServer {
  public:
   /// A server with loops of its own.
@@ -96,6 +101,8 @@ class TcpServer {
 
   // -- Before start(): what its connections do; see ConnectionCallbacks. --
 
+  ///@{
+  /// Sets what connections call; see the member of ConnectionCallbacks of that name.
   template <class Function>
   void on_connect(Function function) {
     static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
@@ -146,6 +153,8 @@ class TcpServer {
         "of a connection belongs in emplace_context()");
     callbacks().on_close = std::move(function);
   }
+  ///@}
+
   /// Called by run() once the server accepts.
   void on_listening(std::move_only_function<void()> function) {
     on_listening_ = std::move(function);
