@@ -122,9 +122,9 @@ class ChargingThreads {
   std::array<std::vector<bool>, 2> answers;  ///< Of the last round.
 
  private:
-  static constexpr int kPatience = 500;
-  static constexpr std::size_t kMeetings = 5'000;
-  static constexpr int kRoundsMax = 20;
+  static constexpr int kPatience = 200;
+  static constexpr std::size_t kMeetings = 20'000;
+  static constexpr int kRoundsMax = 50;
 
   std::size_t meetings_ = 0;
   int rounds_ = 0;
