@@ -10,6 +10,7 @@
 #include <semaphore>
 
 #include "bytes/failing_allocation.h"
+#include "support/captured_log.h"
 #include "support/serving.h"
 #include "support/world.h"
 
@@ -196,6 +197,106 @@ TEST_P(Accepting, AShortageThatLastsIsRetriedInTimeNotInALoop) {
     EXPECT_TRUE(world.run_until([&] { return ledger.connects == connects + 1; })) << error;
     destroy_server();
   }
+}
+
+/// A clock that stands still, but for what the FaultyKernel before it adds.
+class StillClock final : public ForwardingKernel {
+ public:
+  using ForwardingKernel::ForwardingKernel;
+
+ private:
+  TimePoint raw_now() override { return begin_; }
+
+  const TimePoint begin_ = linux_kernel().now();
+};
+
+/// A server whose every accept fails for want of descriptors while the clock goes only as the test
+/// says; `lines` counts what is logged of it.
+class ShortageLog {
+ public:
+  explicit ShortageLog(Backend backend) : loop_({.backend = backend, .kernel = &kernel}) {
+    EXPECT_TRUE(server_.start().has_value());
+  }
+
+  std::size_t lines() const { return log_.count("accepting on"); }
+  std::uint64_t failures() const { return server_.statistics().accept_errors; }
+  void turn() {
+    for (int i = 0; i < 5; ++i)
+      loop_.step();
+  }
+  /// Lets time pass until accepting has failed once more.
+  void fail_again() {
+    const std::uint64_t before = failures();
+    kernel.advance(kBackOffMax);
+    turn();
+    ASSERT_EQ(failures(), before + 1);
+  }
+  /// A client comes, finds no descriptor, and is accepted in the end.
+  void shortage_that_passes() {
+    const std::uint64_t accepted = server_.statistics().accepted;
+    const auto rule =
+        kernel.inject({.call = Call::accept4, .first = 1, .times = 2, .error = EMFILE});
+    clients_.emplace_back(connect_to(server_.address()));
+    turn();
+    EXPECT_EQ(kernel.fired(rule), 2u) << "one accept, and one with the reserve";
+    kernel.heal();
+    kernel.advance(kBackOffMax);
+    turn();
+    EXPECT_EQ(server_.statistics().accepted, accepted + 1);
+  }
+  void shortage_that_lasts() {
+    kernel.inject({.call = Call::accept4, .every = 1, .error = EMFILE});
+    clients_.emplace_back(connect_to(server_.address()));
+    turn();
+    ASSERT_EQ(failures(), 1u);
+  }
+
+  static constexpr Duration kBackOffMax = std::chrono::milliseconds(50);  // the listener's
+  static constexpr Duration kInterval = std::chrono::seconds(1);          // of its log
+
+ private:
+  StillClock still_{linux_kernel()};
+
+ public:
+  FaultyKernel kernel{still_};
+
+ private:
+  CapturedLog log_;
+  EventLoop loop_;
+  TcpServer server_{loop_};
+  std::vector<RawClient> clients_;
+};
+
+// ACC1: whoever looks at the log sees that it lasts, and the log is not flooded.
+TEST_P(Accepting, AShortageThatLastsIsLoggedOnceASecond) {
+  ShortageLog shortage(GetParam());
+  shortage.shortage_that_lasts();
+  EXPECT_EQ(shortage.lines(), 1u);
+  constexpr std::size_t kSeconds = 5;
+  for (std::size_t second = 1; second <= kSeconds; ++second) {
+    for (Duration passed = ShortageLog::kBackOffMax; passed < ShortageLog::kInterval;
+         passed += ShortageLog::kBackOffMax) {
+      shortage.fail_again();
+      EXPECT_EQ(shortage.lines(), second);
+    }
+    shortage.fail_again();
+    EXPECT_EQ(shortage.lines(), second + 1);
+  }
+  EXPECT_EQ(shortage.failures(), 1 + kSeconds * 20);
+}
+
+// ACC1: each accept that succeeds between them begins a new shortage, and none a new line.
+TEST_P(Accepting, ShortagesThatComeAndGoWithinASecondAreLoggedOnce) {
+  ShortageLog shortage(GetParam());
+  constexpr int kShortages = 15;  // with a back-off each: less than a second
+  for (int i = 0; i < kShortages; ++i)
+    shortage.shortage_that_passes();
+  EXPECT_EQ(shortage.failures(), std::uint64_t{kShortages});
+  EXPECT_EQ(shortage.lines(), 1u);
+  shortage.kernel.advance(ShortageLog::kInterval);
+  shortage.turn();
+  shortage.shortage_that_passes();
+  EXPECT_EQ(shortage.lines(), 2u);
 }
 
 // ACC4: an error of one connection is skipped, within the budget of a turn, and others are served

@@ -153,6 +153,31 @@ TEST_P(ServerThreadsTest, stop_from_another_thread_flushes_and_ends_run) {
   EXPECT_EQ(server.statistics().live, 0U);
 }
 
+// The statistics come into being with start(); ThreadSanitizer watches.
+TEST_P(ServerThreadsTest, statistics_can_be_read_by_another_thread_while_the_server_starts) {
+  for (int round = 0; round < 20; ++round) {
+    TcpServer server({.loops = static_cast<std::size_t>(round % 2), .backend = GetParam()});
+    std::latch reading(1);
+    std::atomic<bool> seen{false};
+    std::atomic<bool> give_up{false};
+    std::thread reader([&] {
+      EXPECT_EQ(server.statistics().accepted, 0U);
+      reading.count_down();
+      while (!seen && !give_up)
+        seen = server.statistics().accepted == 1;
+    });
+    reading.wait();
+    EXPECT_TRUE(server.start().has_value());
+    const UniqueFd client = connect_to(server.address());
+    EXPECT_TRUE(eventually([&] {
+      server.loop().step();
+      return seen.load();
+    }));
+    give_up = true;
+    reader.join();
+  }
+}
+
 // XT5, ACC14: the connections wait in the mailbox of a loop that never gets to serve them before it is stopped.
 TEST_P(ServerThreadsTest, connections_on_their_way_to_a_loop_that_stops_are_closed_and_counted) {
   const std::size_t open = World::open_descriptors();
