@@ -102,9 +102,9 @@ def summarise(results):
 def format_report(outcome):
     environment = outcome["environment"]
     lines = ["## Idle connections", "",
-             f"{environment['cpu']}, Linux {environment['kernel']}; {environment['connections']:,} connections that echoed one message of "
-             f"{MESSAGE_BYTES} B each, then {environment['idle_seconds']:g} s of silence; medians of {environment['rounds']} interleaved rounds; "
-             f"{environment['time']}.", "",
+             run.wrap(f"{environment['cpu']}, Linux {environment['kernel']}; {environment['connections']:,} connections that echoed one message of "
+                      f"{MESSAGE_BYTES} B each, then {environment['idle_seconds']:g} s of silence; medians of {environment['rounds']} interleaved rounds; "
+                      f"{environment['time']}."), "",
              f"| server | bytes per connection (min–max) | resident with {environment['connections']:,} | resident with none | wake-ups | CPU |",
              "|---|---|---|---|---|---|"]
     for name, row in outcome["summary"].items():

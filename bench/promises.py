@@ -260,14 +260,14 @@ TABLES = {
 def format_report(outcome):
     environment = outcome["environment"]
     parts = ["## When it goes wrong", "",
-             f"{environment['cpu']}, Linux {environment['kernel']}; network: {environment['network']}; {environment['rounds']} rounds, "
-             f"median (min–max) where they differ; {environment['time']}.", ""]
+             run.wrap(f"{environment['cpu']}, Linux {environment['kernel']}; network: {environment['network']}; {environment['rounds']} rounds, "
+                      f"median (min–max) where they differ; {environment['time']}."), ""]
     for trial, by_server in outcome["trials"].items():
         title, make_row, heads = TABLES[trial]
         parts += [f"### {title}", "", "| server | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
         for name, results in by_server.items():
             failures = [result["failure"] for result in results if "failure" in result]
-            cells = [f"ends: {failures[0]}"] if failures else make_row(results)
+            cells = make_row(results) if not failures else [f"ends: {failures[0].partition(';')[0]}"] + [""] * (len(heads) - 1)
             parts.append(f"| {name} | " + " | ".join(cells) + " |")
         parts.append("")
     return "\n".join([*parts, run.format_notes(outcome["notes"])])

@@ -30,6 +30,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -339,6 +340,11 @@ def disturbances(scenario, placement, rounds):
 
 # ---- Words ----
 
+def wrap(text, indent=""):
+    """Prose of at most 120 characters a line; tables keep theirs."""
+    return textwrap.fill(text, 120, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def format_cost(nanoseconds):
     return f"{nanoseconds / 1000:.3f} µs" if nanoseconds >= 1000 else f"{nanoseconds:.1f} ns"
 
@@ -389,8 +395,9 @@ def format_overview(measured, placement):
             return format_cost(row["server_cpu_nanoseconds_per_unit"])
         return f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f}–{row['ratio_max']:.2f})"
 
-    lines = [f"### Ratios; {placement}", "", "Median (min–max) of the ratio to bare epoll in the same round; bare epoll: its CPU time per message, KiB "
-             "(bulk) or connection (churn).", "",
+    lines = [f"### Ratios; {placement}", "",
+             wrap("Median (min–max) of the ratio to bare epoll in the same round; bare epoll: its CPU time per message, KiB (bulk) or connection "
+                  "(churn)."), "",
              "| server | " + " | ".join(entry["scenario"]["label"] for entry in columns) + " |", "|---|" + "---|" * len(columns)]
     lines.extend(f"| {name} | " + " | ".join(cell(entry, name) for entry in columns) + " |" for name in names)
     return "\n".join(lines) + "\n"
@@ -399,14 +406,14 @@ def format_overview(measured, placement):
 def format_header(environment):
     placements = {TWO_CORES: "server on core {server_core}, load on core {load_core}", ONE_CORE: "both on core {server_core}"}
     where = "; ".join(f"{name}: {placements[name]}" for name in environment["placements"]).format(**environment)
-    return ("## Server CPU against bare epoll\n\n"
-            f"{environment['cpu']}, {environment['cores']} cores, Linux {environment['kernel']}; {where}; "
-            f"network: {environment['network']}, {environment['congestion_control']}; {environment['rounds']} interleaved rounds of "
-            f"{environment['seconds']:g} s after {environment['warmup_seconds']:g} s of warm-up; {environment['time']}.\n")
+    return "## Server CPU against bare epoll\n\n" + wrap(
+        f"{environment['cpu']}, {environment['cores']} cores, Linux {environment['kernel']}; {where}; "
+        f"network: {environment['network']}, {environment['congestion_control']}; {environment['rounds']} interleaved rounds of "
+        f"{environment['seconds']:g} s after {environment['warmup_seconds']:g} s of warm-up; {environment['time']}.") + "\n"
 
 
 def format_notes(notes):
-    return "\n".join(["### Notes", ""] + [f"* {note}" for note in notes]) + "\n" if notes else ""
+    return "\n".join(["### Notes", ""] + [wrap(f"* {note}", "  ") for note in notes]) + "\n" if notes else ""
 
 
 # ---- What to measure ----
