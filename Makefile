@@ -17,7 +17,8 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan clang lint format format-check bench coverage docs install-packages clean
+.PHONY: help run test tsan clang lint format format-check bench bench-idle bench-promises coverage \
+        docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,11 +65,17 @@ format-check: ## fail if a source is not formatted
 	@$(INSTALL) lint
 	@clang-format-19 --dry-run -Werror $(SOURCES)
 
-bench: ## build the release and run the benchmarks (ARGS=options of bench/run.py)
-	@$(INSTALL) build bench
-	@cmake --preset release -Wno-dev >/dev/null
-	@cmake --build build/release -j$(JOBS)
-	@python3 bench/run.py $(ARGS)
+BENCH = @$(INSTALL) build bench && cmake --preset release -Wno-dev >/dev/null && \
+          cmake --build build/release -j$(JOBS) && python3
+
+bench: ## CPU per message against bare epoll, libevent, libuv, asio (ARGS=options of bench/run.py)
+	$(BENCH) bench/run.py --out build/bench $(ARGS)
+
+bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers (ARGS)
+	$(BENCH) bench/idle.py --out build/bench $(ARGS)
+
+bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
+	$(BENCH) bench/promises.py --out build/bench $(ARGS)
 
 coverage: ## run every test under gcov, write build/coverage/report/index.html
 	@$(INSTALL) build test coverage

@@ -10,7 +10,7 @@ packages_of() {
     test) echo binutils python3 libgtest-dev libgmock-dev librapidcheck-dev pkgconf util-linux ;;
     clang) echo clang-19 libclang-rt-19-dev ;;
     lint) echo clang-format-19 clang-tidy-19 python3 ;;
-    bench) echo python3 ;;
+    bench) echo python3 python3-matplotlib libevent-dev libuv1-dev libasio-dev ;;
     coverage) echo gcovr ;;
     docs) echo doxygen python3 ;;
     *) return 1 ;;
