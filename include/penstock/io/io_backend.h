@@ -241,9 +241,9 @@ std::string_view to_string(Backend backend) noexcept;
 /// error), else epoll. An explicit choice is answered as it is.
 Result<Backend> resolve_backend(Backend backend);
 
-/// Makes a back-end of the program's own for Backend::custom, in place of any before; nullptr
-/// removes it. Thread-safe. Errors are those of the loop that wanted it.
+/// Makes a back-end of the program's own. Its errors are those of the loop that wanted it.
 using BackendFactory = Result<std::unique_ptr<IoBackend>> (*)(Kernel& kernel);
+/// Says what makes Backend::custom, in place of any before; nullptr for nothing. Thread-safe.
 void set_custom_backend(BackendFactory factory) noexcept;
 
 /// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and

@@ -37,9 +37,9 @@ namespace penstock {
 
 /// What a file is (stat(2)).
 struct FileStatus {
-  mode_t mode = 0;  ///< Its kind and permissions; test with S_ISSOCK and the like.
-  dev_t device = 0;
-  ino_t inode = 0;
+  mode_t mode = 0;   ///< Its kind and permissions; test with S_ISSOCK and the like.
+  dev_t device = 0;  ///< Where it is.
+  ino_t inode = 0;   ///< Which one it is there.
 
   /// The same file: same device and inode.
   bool is_same(const FileStatus& other) const noexcept {

@@ -52,6 +52,7 @@ struct EndCounts {
   std::uint64_t operator[](CloseReason reason) const noexcept {
     return reasons[static_cast<std::size_t>(reason)];
   }
+  /// How many time-outs were of this kind.
   std::uint64_t operator[](TimeoutKind kind) const noexcept {
     return timeouts[static_cast<std::size_t>(kind)];
   }

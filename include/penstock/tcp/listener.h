@@ -36,7 +36,7 @@ struct ListenerOptions {
   /// TCP_USER_TIMEOUT of accepted connections; zero leaves the kernel's.
   Duration user_timeout{};
   /// On an IPv6 address, leave IPv4 alone; else [::] serves both (such a peer is called
-  /// [::ffff:a.b.c.d]).
+  /// "[::ffff:10.0.0.1]:7000").
   bool ipv6_only = false;
 };
 

@@ -10,7 +10,6 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
 
 #include "penstock/base/counted.h"
@@ -18,6 +17,7 @@
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/loop_group.h"
 #include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/callback_setters.h"
 #include "penstock/tcp/listener.h"
 
 namespace penstock {
@@ -85,7 +85,7 @@ struct ServerStatistics {
 
 /// Serves from start(), or run(), until stop(). On its first loop's thread, but for what says
 /// thread-safe.
-class TcpServer {
+class TcpServer : public CallbackSetters {
  public:
   /// A server with loops of its own.
   explicit TcpServer(TcpServerOptions options = {});
@@ -96,64 +96,8 @@ class TcpServer {
   TcpServer& operator=(const TcpServer&) = delete;
   /// Stops at once: connections are reset and their on_close runs. Outside the loops this waits
   /// until all are closed; inside a callback of its loop it returns, and they are reported in the
-  /// turn's notify step. A server with loops of its own must not be destroyed from inside them.
+  /// notify step of that turn (of a later one, on a back-end whose closing takes a while). A server with loops of its own must not be destroyed from inside them.
   ~TcpServer();
-
-  // -- Before start(): what its connections do; see ConnectionCallbacks. --
-
-  ///@{
-  /// Sets what connections call; see the member of ConnectionCallbacks of that name.
-  template <class Function>
-  void on_connect(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_connect takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_connect = std::move(function);
-  }
-  template <class Function>
-  void on_message(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&, InputBuffer&>,
-                  "on_message takes (TcpConnection&, InputBuffer&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_message = std::move(function);
-  }
-  template <class Function>
-  void on_peer_finished(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_peer_finished takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_peer_finished = std::move(function);
-  }
-  template <class Function>
-  void on_write_complete(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_write_complete takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_write_complete = std::move(function);
-  }
-  template <class Function>
-  void on_high_water(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_high_water takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_high_water = std::move(function);
-  }
-  template <class Function>
-  void on_low_water(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_low_water takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_low_water = std::move(function);
-  }
-  template <class Function>
-  void on_close(Function function) {
-    static_assert(
-        std::is_invocable_v<const Function&, TcpConnection&, const CloseReport&>,
-        "on_close takes (TcpConnection&, const CloseReport&) and must not be mutable: state "
-        "of a connection belongs in emplace_context()");
-    callbacks().on_close = std::move(function);
-  }
-  ///@}
 
   /// Called by run() once the server accepts.
   void on_listening(std::move_only_function<void()> function) {
@@ -191,7 +135,6 @@ class TcpServer {
   ServerStatistics statistics() const;
 
  private:
-  ConnectionCallbacks& callbacks();
   CountedPtr<ServerCore> started_core() const;
   Result<void> start_loops_and_listen(const ListenPlace& place);
 
@@ -199,10 +142,8 @@ class TcpServer {
   EventLoop* loop_;
   TcpServerOptions options_;
   Duration stop_deadline_;
-  std::unique_ptr<ConnectionCallbacks> callbacks_;
   std::move_only_function<void()> on_listening_;
   std::move_only_function<void()> on_stopped_;
-  BehaviourPtr behaviour_;       // from the first start() on
   CountedPtr<ServerCore> core_;  // from start() on
   mutable std::mutex mutex_;     // guards the two below: stop() may come from any thread
   CountedPtr<ServerCore> started_core_;
