@@ -4,14 +4,14 @@
 //
 // Shown here: lines out of a stream of bytes. A line may come in any number of pieces, and many may
 // come at once; what is no whole line yet is left in the buffer, and offered again with what follows.
-#include <penstock/penstock.h>
-
 #include <charconv>
 #include <cstdio>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
+
+#include <penstock/penstock.h>
 
 namespace {
 
@@ -59,9 +59,9 @@ std::string answer(std::string_view line) {
 
 int main(int argc, char** argv) {
   penstock::ConnectionLimits limits;
-  limits.input_max = 1024;  // no line is longer; a peer that sends more without a line end is closed
-  penstock::TcpServer server(
-      {.listen = argc > 1 ? argv[1] : "127.0.0.1:7003", .limits = limits});
+  limits.input_max =
+      1024;  // no line is longer; a peer that sends more without a line end is closed
+  penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "127.0.0.1:7003", .limits = limits});
   server.on_message([](penstock::TcpConnection& peer, penstock::InputBuffer& in) {
     while (const auto end = in.find('\n')) {
       peer.send(answer(in.text().substr(0, *end)));

@@ -4,11 +4,11 @@
 //
 // Shown here: one payload for many connections without copying it (SharedBytes), the state of a
 // connection (emplace_context), and what to do with a reader that is too slow: not waiting for it.
-#include <penstock/penstock.h>
-
 #include <cstdio>
 #include <string>
 #include <unordered_set>
+
+#include <penstock/penstock.h>
 
 namespace {
 
@@ -53,9 +53,8 @@ int main(int argc, char** argv) {
       room.say(peer.context<Member>().name + ": " + in.take_string(*end + 1), &peer);
     }
   });
-  server.on_close([&room](penstock::TcpConnection& peer, const penstock::CloseReport&) {
-    room.leave(peer);
-  });
+  server.on_close(
+      [&room](penstock::TcpConnection& peer, const penstock::CloseReport&) { room.leave(peer); });
   server.on_listening([&server] {
     std::printf("listening on %s\n", server.address().to_string().c_str());
     std::fflush(stdout);

@@ -5,8 +5,6 @@
 //
 // Shown here: a TcpClient, a watched descriptor and signals on one loop; reading standard input only
 // as fast as the server takes it.
-#include <penstock/penstock.h>
-
 #include <signal.h>
 #include <unistd.h>
 
@@ -15,6 +13,8 @@
 #include <cstdio>
 #include <span>
 #include <string>
+
+#include <penstock/penstock.h>
 
 int main(int argc, char** argv) {
   penstock::EventLoop loop;
@@ -26,8 +26,8 @@ int main(int argc, char** argv) {
   bool input_ended = false;
   const auto read_input = [&](bool wanted) {
     if (input_ended) return;
-    const auto changed = loop.change_watch(
-        input, wanted ? penstock::Interest::readable : penstock::Interest::none);
+    const auto changed =
+        loop.change_watch(input, wanted ? penstock::Interest::readable : penstock::Interest::none);
     if (!changed) std::fprintf(stderr, "standard input: %s\n", changed.error().message().c_str());
   };
 

@@ -1,11 +1,11 @@
 // The daytime protocol (RFC 867) over a Unix socket: the date and time as a line, and the end.
 //
 //   build/release/bin/examples/daytime unix:/tmp/daytime     then: nc -U /tmp/daytime
-#include <penstock/penstock.h>
-
 #include <array>
 #include <cstdio>
 #include <ctime>
+
+#include <penstock/penstock.h>
 
 int main(int argc, char** argv) {
   penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "unix:/tmp/penstock-daytime"});

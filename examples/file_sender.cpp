@@ -6,13 +6,13 @@
 // The next piece is read when the kernel has taken the last one (on_write_complete). Reading the
 // file blocks the loop for as long as the disk needs; a server for many readers of cold files would
 // read in a thread of its own and send through the handle.
-#include <penstock/penstock.h>
-
 #include <cstddef>
 #include <cstdio>
 #include <fstream>
 #include <string>
 #include <utility>
+
+#include <penstock/penstock.h>
 
 namespace {
 

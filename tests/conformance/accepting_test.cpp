@@ -310,7 +310,7 @@ TEST_P(Accepting, ErrorsOfSingleConnectionsStayWithinTheBudgetOfATurn) {
   ASSERT_TRUE(world.run_until([&] { return world.kernel.fired(rule) > 0; }));
   for (int turn = 0; turn < 20; ++turn) {
     const std::uint64_t accepts = world.kernel.calls(Call::accept4);
-    world.turn();
+    world.loop.step();
     EXPECT_LE(world.kernel.calls(Call::accept4) - accepts, 16u);
   }
   send_text(linux_kernel(), settled.fd.get(), "x");
@@ -443,11 +443,12 @@ TEST_P(Accepting, ABurstOfClientsHoldsUpTheOthersByTheBudgetOfATurnOnly) {
     ASSERT_NE(wait_for(linux_kernel(), settled.fd.get(), POLLOUT), 0);
     const std::uint64_t accepts = world.kernel.calls(Call::accept4);
     const std::size_t connects = ledger.connects;
-    world.turn();
+    world.loop.step();
     EXPECT_LE(world.kernel.calls(Call::accept4) - accepts, 16u);
     EXPECT_LE(ledger.connects - connects, 16u);
     ASSERT_TRUE(world.run_until([&] { return ledger.received == expected; }));
-    EXPECT_LE(world.kernel.calls(Call::accept4) - accepts, 32u)
+    // A completion back-end delivers the byte one turn later.
+    EXPECT_LE(world.kernel.calls(Call::accept4) - accepts, acts_at_once(GetParam()) ? 32u : 48u)
         << "accepted before the waiting byte was served";
     ASSERT_LT(expected.size(), 2 * kBurst) << "the burst is never accepted";
   }
@@ -458,7 +459,7 @@ TEST_P(Accepting, ABurstOfClientsHoldsUpTheOthersByTheBudgetOfATurnOnly) {
 TEST_P(Accepting, TheRestOfABurstNeedsNoFurtherEvent) {
   start();
   std::vector<RawClient> burst = connect_many(server().address(), 50);
-  world.turn(1);
+  world.loop.step();
   EXPECT_LE(ledger.connects, 16u);
   EXPECT_TRUE(world.run_until([&] { return ledger.connects == 50; }));
 }

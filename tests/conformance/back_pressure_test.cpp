@@ -66,6 +66,7 @@ TEST_P(BackPressure, APeerThatNeverReadsCostsNoMoreThanTheCapAndIsClosed) {
       }
     }
     charged_max = std::max(charged_max, charged());
+    world.settle();  // the kernel has acknowledged what it will
     pass(world, seconds(10));
     if (link.record->closes == 1) end = world.kernel.now();
   }
