@@ -6,6 +6,8 @@ ARGS   ?=
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 # make test TESTS='base\.' runs the tests whose names match.
 TESTS  ?= .
+# Messages for each producer of the stress tests, where they run at length.
+MESSAGES ?= 2500000
 
 INSTALL := bash tools/install_packages.sh
 SOURCES  = $(shell find $(wildcard include src tests examples bench fuzz) -type f \
@@ -17,7 +19,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan clang lint format format-check bench bench-idle bench-promises coverage \
+.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises coverage \
         docs install-packages clean
 
 help: ## list these targets
@@ -39,11 +41,18 @@ test: ## build with AddressSanitizer and UBSan, run every test (TESTS=regular ex
 	@cmake --build build/asan -j$(JOBS)
 	@$(CTEST) --test-dir build/asan
 
-tsan: ## build with ThreadSanitizer, run every test
+tsan: ## build with ThreadSanitizer, run every test, then the stress tests at length
 	@$(INSTALL) build test
 	@cmake --preset tsan -Wno-dev >/dev/null
 	@cmake --build build/tsan -j$(JOBS)
 	@$(TSAN_RUN) $(CTEST) --test-dir build/tsan
+	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(TSAN_RUN) $(CTEST) --test-dir build/tsan -R '^stress\.|four_producers'
+
+soak: ## run the stress tests at length (MESSAGES=2500000 for each of four producers)
+	@$(INSTALL) build test
+	@cmake --preset debug -Wno-dev >/dev/null
+	@cmake --build build/debug -j$(JOBS) --target penstock_stress_test penstock_loop_test
+	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(CTEST) --test-dir build/debug -R '^stress\.|four_producers'
 
 clang: ## build with clang-19, run every test
 	@$(INSTALL) build test clang

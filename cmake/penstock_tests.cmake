@@ -60,9 +60,13 @@ foreach(folder IN LISTS test_folders)
   endif()
   penstock_compile_options(${target})
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)
+  set(timeout 60)
+  if(name STREQUAL "stress")
+    set(timeout 900)  # `make soak` and `make tsan` raise their numbers
+  endif()
   gtest_discover_tests(${target} TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT 60 LABELS ${name} ENVIRONMENT "${penstock_test_environment}")
+    PROPERTIES TIMEOUT ${timeout} LABELS ${name} ENVIRONMENT "${penstock_test_environment}")
 endforeach()
 
 file(GLOB python_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*/*_test.py)
