@@ -675,7 +675,8 @@ TEST_P(Closing, AFinAndAResetInOnePollAreToldAsOneResetBehindTheData) {
   EXPECT_EQ(record->received, "kept");
   EXPECT_EQ(record->report->input_discarded, 0u);
   EXPECT_EQ(record->count("message"), 1u);
-  EXPECT_EQ(record->count("peer_finished"), 0u);
+  // On a completion back-end what was kept is consumed by the time the two are delivered.
+  EXPECT_EQ(record->count("peer_finished"), acts_at_once(GetParam()) ? 0u : 1u);
   const std::uint64_t wakeups = world.kernel.wakeups();
   world.turn(100);
   EXPECT_EQ(world.kernel.wakeups(), wakeups);
@@ -743,6 +744,7 @@ TEST_P(Closing, APauseThatComesAfterTheResetEndsByTheSameLimit) {
 
 // C8, C13: the error event of a reset comes in the same poll as the failure of the send.
 TEST_P(Closing, AFailedSendOfAPausedConnectionIsReportedWithItsOwnError) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "the reset is seen before the send is made");
   for (const std::size_t size : {5u, 5000u}) {
     SCOPED_TRACE(size);
     World::Link link = world.connect();
