@@ -39,9 +39,12 @@ int Listener::bind_unix(int fd, const SocketAddress& address) {
     result = kernel.bind(fd, address.data(), address.size());
   }
   std::string path = address.path();
-  if (result == 0 && !path.starts_with('@')) {
+  if (result < 0 || path.starts_with('@')) return result;
+  result = kernel.file_status(AT_FDCWD, path.c_str(), unix_status_);
+  if (result == 0) {
     unix_path_ = std::move(path);
-    result = kernel.file_status(AT_FDCWD, unix_path_.c_str(), unix_status_);
+  } else {
+    kernel.unlink(path.c_str());  // without its status it could not be told from others later
   }
   return result;
 }
