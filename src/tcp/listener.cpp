@@ -85,11 +85,9 @@ Result<void> Listener::adopt(UniqueFd fd, const ListenerOptions& options) {
     int value = 0;
     socklen_t size = sizeof value;
     const int asked = kernel.getsockopt(fd.get(), SOL_SOCKET, name, &value, &size);
-    if (asked == -EBADF) {
-      static_cast<void>(fd.release());  // there is nothing to close
-      return failure(EBADF);
-    }
-    if (asked < 0 || value != wanted) return failure(Errc::not_listening);
+    if (asked == 0 && value == wanted) continue;
+    static_cast<void>(fd.release());  // somebody else's, or nobody's
+    return asked == -EBADF ? failure(EBADF) : failure(Errc::not_listening);
   }
   int result = kernel.make_nonblocking(fd.get());
   if (result < 0) return failure(result);
