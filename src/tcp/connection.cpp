@@ -738,7 +738,8 @@ void TcpConnection::detach(DetachCallback taker) {
 }
 
 void TcpConnection::detach_if_drained() {
-  if (!detachment_ || phase_ != Phase::open || broken_) return;
+  if (!detachment_ || phase_ != Phase::open) return;
+  if (broken_ || output_broken_) return;  // on_failed ends it
   if (!output_.empty() || send_pending_ || (finish_requested_ && !finished_)) return;
   phase_ = Phase::closed;
   reason_ = CloseReason::detached;
