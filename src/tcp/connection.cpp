@@ -732,6 +732,10 @@ void TcpConnection::on_failed(int error) {
 void TcpConnection::detach(DetachCallback taker) {
   loop_->assert_here();
   if (phase_ != Phase::open || detachment_) return;
+  if (broken_) {  // nothing is left to hand over, and nobody would read it to its end
+    conclude(CloseReason::reset, Release::orderly);
+    return;
+  }
   detachment_ = std::make_unique<Detachment>(std::move(taker));
   apply_reading();
   if (!in_handler_) flush();  // else when it returns
