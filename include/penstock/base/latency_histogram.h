@@ -47,7 +47,9 @@ class LatencyHistogram {
   /// The duration that `fraction` (0 to 1) of all counted ones do not exceed, rounded up to the end
   /// of its bucket but never above max(). Zero when nothing has been counted.
   Duration percentile(double fraction) const noexcept {
-    const double rank = std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(count_));
+    // The fraction just below: 0.07 of 100 is 7, and 7.000000000000001 by multiplication.
+    const double below = std::nextafter(std::clamp(fraction, 0.0, 1.0), 0.0);
+    const double rank = std::ceil(below * static_cast<double>(count_));
     std::uint64_t left = std::max<std::uint64_t>(static_cast<std::uint64_t>(rank), 1);
     for (std::size_t i = 0; i < buckets_.size(); ++i) {
       if (buckets_[i] >= left) {

@@ -63,7 +63,8 @@ class Listener final : private AcceptHandler {
   /// is not. Errors: what socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …).
   Result<void> open(const SocketAddress& address, const ListenerOptions& options);
   /// Accepts on a socket that listens already: inherited, or made by the program. Errors:
-  /// not_listening; what the kernel says.
+  /// not_listening and EBADF, with the descriptor left alone, because it is somebody else's; what
+  /// the kernel says, with it closed.
   Result<void> adopt(UniqueFd fd, const ListenerOptions& options);
   /// Its port refuses from now on; who is in the backlog is reset. Idempotent.
   void close();

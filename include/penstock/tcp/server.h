@@ -35,7 +35,7 @@ enum class Balance : std::uint8_t {
 struct TcpServerOptions {
   /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4), "[::]:7000" (IPv4 and
   /// IPv6); port 0 takes any free one. "unix:PATH", "unix:@NAME" (abstract). "fd:N" takes over
-  /// descriptor N, on which somebody has called listen().
+  /// descriptor N, on which somebody has called listen(); one that does not listen is left alone.
   std::string listen = "127.0.0.1:0";
   /// On an IPv6 address, leave IPv4 alone.
   bool ipv6_only = false;
