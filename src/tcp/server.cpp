@@ -100,7 +100,6 @@ Result<void> TcpServer::start() {
 }
 
 Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
-  std::vector<EventLoop*> loops;
   if (own_loop_ && options_.loops > 0) {
     group_ = std::make_unique<LoopGroup>(
         LoopGroupOptions{.loops = options_.loops,
@@ -112,11 +111,8 @@ Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
                            if (options_.on_thread_start) options_.on_thread_start(index, loop);
                          }});
     if (const Result<void> started = group_->start(); !started) return started;
-    for (std::size_t i = 0; i < group_->size(); ++i)
-      loops.push_back(&group_->loop(i));
-  } else {
-    loops.push_back(loop_);
   }
+  const std::vector<EventLoop*> loops = serving_loops();
   const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
   if (!max) return std::unexpected(max.error());
   core_ =
@@ -182,6 +178,14 @@ CountedPtr<ServerCore> TcpServer::started_core() const {
 }
 
 SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }
+
+std::vector<EventLoop*> TcpServer::serving_loops() {
+  if (!group_) return {loop_};
+  std::vector<EventLoop*> loops;
+  for (std::size_t i = 0; i < group_->size(); ++i)
+    loops.push_back(&group_->loop(i));
+  return loops;
+}
 
 std::size_t TcpServer::max_connections() const noexcept {
   return core_ ? core_->max_connections() : 0;

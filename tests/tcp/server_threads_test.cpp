@@ -337,5 +337,44 @@ TEST_P(ServerThreadsTest, handles_send_from_four_threads_into_connections_that_c
   churn.run();
 }
 
+TEST_P(ServerThreadsTest, each_serving_loop_tells_its_account_and_they_add_up) {
+  TcpServer server({.loops = 2, .backend = GetParam()});
+  server.on_message([](TcpConnection& peer, InputBuffer& in) { peer.send(in.take()); });
+  ASSERT_TRUE(server.start().has_value());
+  ASSERT_EQ(server.serving_loops().size(), 2u);
+  std::thread serving([&] { EXPECT_EQ(server.run(), 0); });
+  std::vector<UniqueFd> clients;
+  for (int i = 0; i < 4; ++i)
+    clients.push_back(connect_to(server.address()));
+  for (const UniqueFd& client : clients) {
+    send_text(linux_kernel(), client.get(), "hello");
+    wait_for(linux_kernel(), client.get(), POLLIN);
+    EXPECT_EQ(receive(linux_kernel(), client.get()).text, "hello");
+  }
+  std::vector<LoopSnapshot> accounts(2);
+  std::latch told(2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EventLoop& loop = *server.serving_loops()[i];
+    loop.queue_in_loop([&loop, &told, &account = accounts[i]] {
+      account = take_snapshot(loop);
+      told.count_down();
+    });
+  }
+  told.wait();
+  LatencyHistogram lag;
+  for (const LoopSnapshot& account : accounts) {
+    EXPECT_EQ(account.live, 2u) << "least connections";
+    EXPECT_EQ(account.connections.opened, 2u);
+    EXPECT_EQ(account.connections.bytes_received, 10u);
+    EXPECT_EQ(account.connections.bytes_sent, 10u);
+    EXPECT_EQ(account.queued_bytes, 0u);
+    EXPECT_GT(account.loop.io.wakeups, 0u);
+    lag.merge(account.lag);
+  }
+  EXPECT_GT(lag.count(), 0u);
+  server.stop();
+  serving.join();
+}
+
 }  // namespace
 }  // namespace penstock::test

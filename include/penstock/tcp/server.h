@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "penstock/base/counted.h"
 #include "penstock/io/io_backend.h"
@@ -129,6 +130,10 @@ class TcpServer : public CallbackSetters {
   SocketAddress address() const;
   /// Its own first loop, or the program's.
   EventLoop& loop() noexcept { return *loop_; }
+  /// The loops that serve connections: its further ones, or loop() where it has none. Known after
+  /// start(), valid as long as the server; post to them (their snapshots, for instance, are taken
+  /// on their threads).
+  std::vector<EventLoop*> serving_loops();
   /// Connections it takes at a time; known after start().
   std::size_t max_connections() const noexcept;
   /// Thread-safe.
