@@ -27,6 +27,7 @@ class Page:
         text = INDENTED.sub("", text)
         self.headings = [len(marks) for marks in re.findall(r"^(#+) ", text, re.MULTILINE)]
         self.rows = len(re.findall(r"^\|", text, re.MULTILINE))
+        self.paragraphs = len(re.findall(r"\n\n+(?=\S)", text))
         self.items = len(re.findall(r"^\* ", text, re.MULTILINE))
         self.links = LINK.findall(text)
         text = LINK.sub("]", text)
@@ -51,9 +52,9 @@ class ReadmeEqualTest(unittest.TestCase):
                 with self.subTest(f"{kind} block {number}"):
                     self.assertEqual(one.split("\n"), other.split("\n"))
 
-    def test_headings_list_items_and_table_rows_correspond(self):
+    def test_headings_paragraphs_list_items_and_table_rows_correspond(self):
         self.assertGreater(len(self.english.headings), 0)
-        for what in ("headings", "items", "rows"):
+        for what in ("headings", "paragraphs", "items", "rows"):
             self.assertEqual(getattr(self.english, what), getattr(self.chinese, what), what)
 
     def test_each_links_to_the_other_at_the_top(self):
