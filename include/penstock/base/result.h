@@ -18,7 +18,6 @@ enum class Errc {
   too_many_connections,  ///< The wanted limit does not fit under the descriptor limit.
   already_started,       ///< The object is in use already.
   stopped,               ///< The object has been stopped; it cannot be used again.
-  loop_gone,             ///< The event loop no longer exists.
   callback_threw,        ///< A user callback threw an exception.
   out_of_loops,          ///< More event loops at a time than the mailbox table has room for.
   self_connected,  ///< A connection attempt met itself: nobody listens there (TCP simultaneous open).

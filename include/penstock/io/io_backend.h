@@ -168,7 +168,7 @@ class IoBackend {
   /// All streams have been closed and reported; listeners and watches are dropped.
   virtual ~IoBackend() = default;
 
-  /// The name by which it is chosen, for instance "epoll".
+  /// Its name, for instance "epoll": the one by which it is chosen, but for a custom one.
   virtual std::string_view name() const = 0;
 
   /// Takes over a connected, nonblocking socket. On error the descriptor is closed.

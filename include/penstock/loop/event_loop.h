@@ -100,7 +100,8 @@ class EventLoop {
   /// timers.
   ~EventLoop();
 
-  /// Why the loop cannot work; no error if it can.
+  /// Why the loop cannot work; no error if it can. Without looking here first, only run(), watch(),
+  /// on_signal(), posting and the destructor may be used.
   std::error_code error() const noexcept { return error_; }
 
   // -- Thread-safe --

@@ -32,9 +32,10 @@ struct ConnectionCallbacks {
   Callback<> on_peer_finished{};
   /// Everything accepted for sending has been taken by the kernel. Once per drain, not per send.
   Callback<> on_write_complete{};
-  /// Output has risen above the high-water mark. Alternates strictly with on_low_water.
+  /// Output has risen above the high-water mark. Not told again before on_low_water.
   Callback<> on_high_water{};
-  /// Output has fallen to the low-water mark.
+  /// Output has fallen to the low-water mark after on_high_water, or has gone after a try_send that
+  /// answered `full`.
   Callback<> on_low_water{};
   /// The connection has ended: exactly once, and nothing after it.
   Callback<const CloseReport&> on_close{};

@@ -24,13 +24,15 @@ class ClientCore;
 
 /// How a client is made. Say where to connect.
 struct TcpClientOptions {
-  /// Where to connect: "127.0.0.1:7000", "[::1]:7000", "localhost:7000", "unix:PATH", "unix:@NAME".
+  /// Where to connect (":7000" is this machine): "127.0.0.1:7000", "[::1]:7000", "localhost:7000", "unix:PATH", "unix:@NAME".
   std::string connect_to;
   /// Local address to connect from ("127.0.0.2:0"); empty: the kernel chooses.
   std::string connect_from{};
   /// How long one attempt may take; zero: as long as the kernel tries (minutes).
   Duration connect_timeout = std::chrono::seconds(5);
-  /// Attempts in a row without a stable connection before it gives up; 0: it never does.
+  /// Attempts in a row without a stable connection before it gives up; 0: it never does. What
+  /// another attempt cannot change ends it at once: EACCES, EPERM, EAFNOSUPPORT, EPROTONOSUPPORT,
+  /// EPROTOTYPE, EINVAL, ENAMETOOLONG.
   std::size_t attempts_max = 4;
   /// The pause before the n-th further attempt is a random time between zero and the smaller of
   /// retry_delay_max and retry_delay_min x 2^(n-1) ("full jitter"), so that many clients of one
@@ -92,7 +94,7 @@ class TcpClient : public CallbackSetters {
 
   /// Begins to connect; the outcome is told by on_connect or on_connect_failed, never before this
   /// returns. On the loop's thread, or while the loop does not run. A client that has given up, or
-  /// whose only connection has ended, may be started again. Errors: bad_address, needs_resolver,
+  /// whose only connection has ended (after its on_close), may be started again. Errors: bad_address, needs_resolver,
   /// already_started (while it is connecting, waiting or connected), stopped.
   [[nodiscard]] Result<void> start();
 

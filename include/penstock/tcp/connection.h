@@ -130,8 +130,8 @@ class TcpConnection final : private StreamHandler,
   void abort();
   /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
   void close_with_protocol_error();
-  /// close(), but at once when the peer has acknowledged everything and nothing waits to be read:
-  /// for an orderly stop.
+  /// What an orderly stop of a server does: close(), but at once when the peer has acknowledged
+  /// everything and nothing waits to be read, and only after the last release().
   void close_for_stop();
 
   /// Whether neither close(), abort() nor an error has ended it.
@@ -139,16 +139,18 @@ class TcpConnection final : private StreamHandler,
 
   // -- Reading --
 
-  /// Stops on_message until resume_reading() has been called as often. Input that has arrived stays
-  /// in the kernel. Counted.
+  /// Stops on_message until resume_reading() has been called as often. Input that arrives
+  /// stays in the kernel; what a completion back-end has taken by then is kept and delivered on
+  /// resume. Counted.
   void pause_reading();
   /// Takes back one pause_reading(); with the last one reading goes on.
   void resume_reading();
-  /// Whether it is read right now: not paused by the user, nor by its own output.
+  /// Whether it is read right now: not paused by the user, by its own output or by input that is kept
+  /// up to the limit; not at the end of its input, and not while it is being detached.
   bool is_reading() const noexcept { return receiving_; }
 
-  /// Keeps the connection open after the peer has finished, for a reply still being computed;
-  /// release() takes it back. Counted.
+  /// Keeps the connection open after the peer has finished, for a reply still being computed: no
+  /// automatic finish(), no idle and no half-close limit. release() takes it back. Counted.
   void hold();
   /// Takes back one hold().
   void release();
@@ -180,8 +182,11 @@ class TcpConnection final : private StreamHandler,
   /// that had been received and not consumed.
   using DetachCallback = std::move_only_function<void(UniqueFd fd, std::string unread)>;
   /// Takes the connection out of the loop without ending it: no more on_message from now on; when
-  /// its output has gone, `taker` is called and then on_close, with `detached`. If it ends before
-  /// that, `taker` is not called. To make it a connection again, see adopt_connection().
+  /// its output has gone (what is sent until then goes too, and FIN after a finish()), `taker` is
+  /// called and then on_close, with `detached`. If it ends before that, `taker` is not called; one
+  /// that throws has closed the descriptor. Does nothing unless the connection is open and not yet
+  /// being detached. A server no longer counts it. To make it a connection again, see
+  /// adopt_connection().
   void detach(DetachCallback taker);
 
   // -- Socket options; see socket(7), tcp(7). ENOTCONN when the connection has ended. --

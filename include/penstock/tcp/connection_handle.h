@@ -49,7 +49,8 @@ class ConnectionHandle {
   PostResult close() const;
   PostResult abort() const;
   ///@}
-  /// Runs `visit` on the connection's loop; not at all when the connection is gone by then.
+  /// Runs `visit` on the connection's loop; not at all when the connection is gone by then. Charged
+  /// with 128 bytes, so it may be refused as full: then `visit` is destroyed unrun.
   PostResult post(std::move_only_function<void(TcpConnection&)> visit) const;
 
   /// Whether it was made from a connection; that one may be gone since.

@@ -7,7 +7,8 @@
 
 namespace penstock {
 
-/// Limits of one connection. Sizes are in bytes; a time of zero means no limit.
+/// Limits of one connection. Sizes are in bytes. Zero means no limit for times and
+/// for output_max, input_max and drain_max.
 struct ConnectionLimits {
   /// At or below it, reading goes on and on_low_water runs.
   std::size_t low_water = std::size_t{64} * 1024;

@@ -109,8 +109,8 @@ class TcpServer : public CallbackSetters {
   void on_stopped(std::move_only_function<void()> function) { on_stopped_ = std::move(function); }
 
   /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while
-  /// the loop does not run. Errors: bad_address, needs_resolver, too_many_connections,
-  /// already_started, unknown_backend, and what the kernel says; describe_listen_error() makes a
+  /// the loop does not run. Errors: bad_address, needs_resolver, not_listening,
+  /// too_many_connections, already_started, unknown_backend, out_of_loops, and what the kernel says; describe_listen_error() makes a
   /// sentence of them.
   [[nodiscard]] Result<void> start();
 
