@@ -6,6 +6,8 @@ ARGS   ?=
 JOBS   ?= $(shell nproc 2>/dev/null || echo 2)
 # make test TESTS='base\.' runs the tests whose names match.
 TESTS  ?= .
+# Messages for each producer of the stress tests, where they run at length.
+MESSAGES ?= 2500000
 
 INSTALL := bash tools/install_packages.sh
 SOURCES  = $(shell find $(wildcard include src tests examples bench fuzz) -type f \
@@ -17,7 +19,8 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan clang lint format format-check bench coverage install-packages clean
+.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises coverage \
+        docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,11 +41,18 @@ test: ## build with AddressSanitizer and UBSan, run every test (TESTS=regular ex
 	@cmake --build build/asan -j$(JOBS)
 	@$(CTEST) --test-dir build/asan
 
-tsan: ## build with ThreadSanitizer, run every test
+tsan: ## build with ThreadSanitizer, run every test, then the stress tests at length
 	@$(INSTALL) build test
 	@cmake --preset tsan -Wno-dev >/dev/null
 	@cmake --build build/tsan -j$(JOBS)
 	@$(TSAN_RUN) $(CTEST) --test-dir build/tsan
+	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(TSAN_RUN) $(CTEST) --test-dir build/tsan -R '^stress\.|four_producers'
+
+soak: ## run the stress tests at length (MESSAGES=2500000 for each of four producers)
+	@$(INSTALL) build test
+	@cmake --preset debug -Wno-dev >/dev/null
+	@cmake --build build/debug -j$(JOBS) --target penstock_stress_test penstock_loop_test
+	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(CTEST) --test-dir build/debug -R '^stress\.|four_producers'
 
 clang: ## build with clang-19, run every test
 	@$(INSTALL) build test clang
@@ -64,11 +74,17 @@ format-check: ## fail if a source is not formatted
 	@$(INSTALL) lint
 	@clang-format-19 --dry-run -Werror $(SOURCES)
 
-bench: ## build the release and run the benchmarks (ARGS=options of bench/run.py)
-	@$(INSTALL) build bench
-	@cmake --preset release -Wno-dev >/dev/null
-	@cmake --build build/release -j$(JOBS)
-	@python3 bench/run.py $(ARGS)
+BENCH = @$(INSTALL) build bench && cmake --preset release -Wno-dev >/dev/null && \
+          cmake --build build/release -j$(JOBS) && python3
+
+bench: ## CPU per message against bare epoll, libevent, libuv, asio (ARGS=options of bench/run.py)
+	$(BENCH) bench/run.py --out build/bench $(ARGS)
+
+bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers (ARGS)
+	$(BENCH) bench/idle.py --out build/bench $(ARGS)
+
+bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
+	$(BENCH) bench/promises.py --out build/bench $(ARGS)
 
 coverage: ## run every test under gcov, write build/coverage/report/index.html
 	@$(INSTALL) build test coverage
@@ -80,8 +96,14 @@ coverage: ## run every test under gcov, write build/coverage/report/index.html
 	@gcovr --root . --filter src/ --filter include/ -j $(JOBS) --exclude-throw-branches \
 	  --html-details build/coverage/report/index.html --print-summary build/coverage
 
+docs: ## write the API reference, build/docs/html/index.html; fails on what is undocumented
+	@$(INSTALL) docs
+	@rm -rf build/docs && mkdir -p build/docs
+	@doxygen docs/Doxyfile
+	@echo "Wrote build/docs/html/index.html"
+
 install-packages: ## install the Debian packages that all of the above need
-	@$(INSTALL) build test clang lint bench coverage
+	@$(INSTALL) build test clang lint bench coverage docs
 
 clean: ## remove build/
 	rm -rf build

@@ -6,6 +6,7 @@ a core unless told otherwise: then each epoll_wait finds nearly all connections 
 how the two interleave. Needs strace and valgrind. README.md says what the reference must show.
 
     bench/count.py                                      the bare reference
+    bench/count.py --all                                every server that run.py measures, as a table
     bench/count.py -- build/release/bin/penstock echo --listen 127.0.0.1:0
 """
 
@@ -45,23 +46,24 @@ def read_when_complete(path, pattern):
     raise run.RunError(f"no summary in {path}")
 
 
-def count_system_calls(arguments, folder, messages):
+def count_system_calls(arguments, command, folder, messages):
     summary = folder / f"strace.{messages}"
     # -D: the server, not strace, is our child and gets the SIGTERM.
-    serve(arguments, ["strace", "-D", "-f", "-c", "-U", "name,calls", "-o", str(summary), *arguments.command], messages)
+    serve(arguments, ["strace", "-D", "-f", "-c", "-U", "name,calls", "-o", str(summary), *command], messages)
     text = read_when_complete(summary, r"\stotal$|^total\s")
     return {name: int(calls) for name, calls in re.findall(r"^(\w+)\s+(\d+)$", text, re.MULTILINE)}
 
 
-def count_instructions(arguments, folder, messages):
+def count_instructions(arguments, command, folder, messages):
     profile = folder / f"callgrind.{messages}"
-    serve(arguments, ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *arguments.command], messages)
+    serve(arguments, ["valgrind", "--tool=callgrind", f"--callgrind-out-file={profile}", *command], messages)
     return int(re.search(r"^(?:summary|totals): (\d+)", read_when_complete(profile, r"^totals: \d+"), re.MULTILINE).group(1))
 
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Count system calls and user instructions per echo.")
     parser.add_argument("command", nargs="*", help="the server's command, after -- (default: the bare reference)")
+    parser.add_argument("--all", action="store_true", help="every server that run.py measures, as a table")
     parser.add_argument("--messages", type=int, nargs=2, default=[20000, 120000], metavar=("FEWER", "MORE"))
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--size", type=int, default=64, metavar="BYTES")
@@ -79,24 +81,47 @@ def parse_arguments():
     return arguments
 
 
-def main():
-    arguments = parse_arguments()
+def count(arguments, command):
+    """({system call: calls per message}, user instructions per message)"""
     fewer, more = arguments.messages
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        try:
-            calls_fewer, calls_more = (count_system_calls(arguments, folder, messages) for messages in (fewer, more))
-            instructions = [count_instructions(arguments, folder, messages) for messages in (fewer, more)]
-        except run.RunError as error:
-            print(f"count.py: {error}", file=sys.stderr)
-            return 1
+        calls_fewer, calls_more = (count_system_calls(arguments, command, folder, messages) for messages in (fewer, more))
+        instructions = [count_instructions(arguments, command, folder, messages) for messages in (fewer, more)]
     calls_fewer.pop("total", None), calls_more.pop("total", None)
-    per_message = {call: (count - calls_fewer.get(call, 0)) / (more - fewer) for call, count in calls_more.items()}
+    per_message = {call: (calls - calls_fewer.get(call, 0)) / (more - fewer) for call, calls in calls_more.items()}
+    return per_message, (instructions[1] - instructions[0]) / (more - fewer)
+
+
+def most_frequent(per_message):
+    return [(call, calls) for call, calls in sorted(per_message.items(), key=lambda item: -item[1]) if calls >= 0.001]
+
+
+def print_one(arguments):
+    per_message, instructions = count(arguments, arguments.command)
     print(f"system calls per message: {sum(per_message.values()):.3f}")
-    for call, count in sorted(per_message.items(), key=lambda item: -item[1]):
-        if count >= 0.001:
-            print(f"  {call:<16} {count:.3f}")
-    print(f"user instructions per message: {(instructions[1] - instructions[0]) / (more - fewer):.1f}")
+    for call, calls in most_frequent(per_message):
+        print(f"  {call:<16} {calls:.3f}")
+    print(f"user instructions per message: {instructions:.1f}")
+
+
+def print_all(arguments):
+    binaries, notes = arguments.bin.resolve(), []
+    print("| server | system calls per message | user instructions per message | which system calls |\n|---|---|---|---|")
+    for server in [run.reference_server(binaries), *run.default_servers(binaries), *run.peer_servers(binaries, notes)]:
+        per_message, instructions = count(arguments, server.commands["echo"])
+        calls = ", ".join(f"{call} {calls:.2f}" for call, calls in most_frequent(per_message) if calls >= 0.005)
+        print(f"| {server.name} | {sum(per_message.values()):.2f} | {instructions:,.0f} | {calls} |", flush=True)
+    print(*notes, sep="\n", end="")
+
+
+def main():
+    arguments = parse_arguments()
+    try:
+        (print_all if arguments.all else print_one)(arguments)
+    except run.RunError as error:
+        print(f"count.py: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

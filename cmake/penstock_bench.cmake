@@ -31,3 +31,52 @@ foreach(source IN LISTS bench_servers)
   set_target_properties(penstock_bench_${name} PROPERTIES
     OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/bench)
 endforeach()
+
+# bench/peers/<library>_*.{c,cpp} -> bin/bench/<name>: the same servers on other libraries. One
+# whose library is not installed is left out; bench/run.py then leaves it out too.
+find_package(PkgConfig QUIET)
+function(penstock_find_peer prefix module header package)
+  if(PkgConfig_FOUND AND module)
+    pkg_check_modules(peer_${prefix} QUIET IMPORTED_TARGET ${module})
+  endif()
+  if(TARGET PkgConfig::peer_${prefix})
+    set(penstock_peer_${prefix} PkgConfig::peer_${prefix} PARENT_SCOPE)
+    return()
+  endif()
+  # Without pkg-config, or for a library of headers only (module is then empty).
+  find_path(penstock_peer_${prefix}_include ${header})
+  set(links "")
+  foreach(library IN LISTS ARGN)
+    find_library(penstock_peer_${prefix}_${library} ${library})
+    list(APPEND links ${penstock_peer_${prefix}_${library}})
+  endforeach()
+  if(NOT penstock_peer_${prefix}_include OR "${links}" MATCHES "-NOTFOUND")
+    message(STATUS "bench: ${package} is not installed, so its servers are left out of the comparison")
+    return()
+  endif()
+  add_library(penstock_peer_${prefix} INTERFACE)
+  target_include_directories(penstock_peer_${prefix} SYSTEM INTERFACE
+    ${penstock_peer_${prefix}_include})
+  target_link_libraries(penstock_peer_${prefix} INTERFACE ${links})
+  set(penstock_peer_${prefix} penstock_peer_${prefix} PARENT_SCOPE)
+endfunction()
+penstock_find_peer(libevent libevent_core event2/bufferevent.h libevent-dev event_core)
+penstock_find_peer(uv libuv uv.h libuv1-dev uv)
+penstock_find_peer(asio "" asio.hpp libasio-dev)
+
+file(GLOB bench_peers CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/bench/peers/*.c ${PROJECT_SOURCE_DIR}/bench/peers/*.cpp)
+foreach(source IN LISTS bench_peers)
+  cmake_path(GET source STEM name)
+  string(REGEX REPLACE "_.*" "" prefix ${name})
+  if(NOT penstock_peer_${prefix})
+    continue()
+  endif()
+  add_executable(penstock_bench_${name} ${source})
+  target_link_libraries(penstock_bench_${name} PRIVATE ${penstock_peer_${prefix}} Threads::Threads)
+  # Optimised and hardened like Penstock itself.
+  penstock_compile_options(penstock_bench_${name})
+  set_target_properties(penstock_bench_${name} PROPERTIES
+    C_STANDARD 17 C_STANDARD_REQUIRED ON C_EXTENSIONS ON
+    OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/bench)
+endforeach()

@@ -24,19 +24,58 @@ foreach(list penstock_sources penstock_sim_sources)
   endif()
 endforeach()
 
-add_library(penstock ${penstock_sources})
-add_library(penstock::penstock ALIAS penstock)
+# One compilation for both forms: the archive's objects are position-independent, and the shared
+# library is linked from them. penstock::penstock is the archive, or with BUILD_SHARED_LIBS the
+# shared library.
+add_library(penstock STATIC ${penstock_sources})
+add_library(penstock::static ALIAS penstock)
 target_compile_features(penstock PUBLIC cxx_std_23)
 target_include_directories(penstock
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
   PRIVATE ${PROJECT_SOURCE_DIR}/src)
 target_link_libraries(penstock PUBLIC Threads::Threads PRIVATE uring)
-set_target_properties(penstock PROPERTIES VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR})
+set_target_properties(penstock PROPERTIES EXPORT_NAME static)
 penstock_compile_options(penstock)
+
+if(PENSTOCK_SHARED)
+  add_library(penstock_shared SHARED $<TARGET_OBJECTS:penstock>)
+  add_library(penstock::shared ALIAS penstock_shared)
+  target_compile_features(penstock_shared PUBLIC cxx_std_23)
+  target_include_directories(penstock_shared PUBLIC
+    $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  target_link_libraries(penstock_shared PUBLIC Threads::Threads PRIVATE uring)
+  penstock_compile_options(penstock_shared)
+  target_link_options(penstock_shared PRIVATE -Wl,--as-needed)
+  if(NOT PENSTOCK_SANITIZE)
+    # A sanitizer's own symbols may come with the program.
+    target_link_options(penstock_shared PRIVATE -Wl,-z,defs)
+  endif()
+  if(penstock_ipo)
+    # Every symbol is exported and may be interposed, so there is nothing to inline across files.
+    set_property(TARGET penstock_shared PROPERTY INTERPROCEDURAL_OPTIMIZATION OFF)
+    target_link_options(penstock_shared PRIVATE -fno-lto)
+  endif()
+  # Before 1.0 a minor version may change the ABI, as it may change the API.
+  set(soversion ${PROJECT_VERSION_MAJOR})
+  if(soversion EQUAL 0)
+    set(soversion ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+  endif()
+  set_target_properties(penstock_shared PROPERTIES OUTPUT_NAME penstock EXPORT_NAME shared
+    LINKER_LANGUAGE CXX VERSION ${PROJECT_VERSION} SOVERSION ${soversion})
+endif()
+
+add_library(penstock_chosen INTERFACE)
+add_library(penstock::penstock ALIAS penstock_chosen)
+set_target_properties(penstock_chosen PROPERTIES EXPORT_NAME penstock)
+if(BUILD_SHARED_LIBS AND PENSTOCK_SHARED)
+  target_link_libraries(penstock_chosen INTERFACE penstock_shared)
+else()
+  target_link_libraries(penstock_chosen INTERFACE penstock)
+endif()
 
 add_library(penstock_sim STATIC ${penstock_sim_sources})
 add_library(penstock::sim ALIAS penstock_sim)
 set_target_properties(penstock_sim PROPERTIES EXPORT_NAME sim)
 target_include_directories(penstock_sim PRIVATE ${PROJECT_SOURCE_DIR}/src)
-target_link_libraries(penstock_sim PUBLIC penstock)
+target_link_libraries(penstock_sim PUBLIC penstock_chosen)
 penstock_compile_options(penstock_sim)

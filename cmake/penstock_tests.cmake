@@ -2,6 +2,7 @@
 #   tests/<folder>/*.cpp        -> penstock_<folder>_test, one ctest test per GoogleTest test
 #   tests/support/*             -> a support library that every test executable links
 #   tests/clients/*_test.py     -> python3 unittest against the built command ($PENSTOCK)
+#   tests/install/*_test.py     -> python3 unittest that installs the build ($PENSTOCK_BUILD)
 #   tests/<other>/*_test.py     -> python3 unittest
 # and three checks of the sources: floors, kernel seam, headers that stand alone.
 
@@ -36,7 +37,7 @@ target_link_libraries(penstock_test_support ${scope}
   penstock::penstock penstock::sim GTest::gmock GTest::gtest ${PENSTOCK_RAPIDCHECK_LIBRARY})
 
 file(GLOB test_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*/*.cpp)
-list(FILTER test_sources EXCLUDE REGEX "/tests/(support|clients|tools)/[^/]*$")
+list(FILTER test_sources EXCLUDE REGEX "/tests/(support|clients|install|tools)/[^/]*$")
 set(test_folders "")
 foreach(source IN LISTS test_sources)
   cmake_path(GET source PARENT_PATH folder)
@@ -59,9 +60,13 @@ foreach(folder IN LISTS test_folders)
   endif()
   penstock_compile_options(${target})
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)
+  set(timeout 60)
+  if(name STREQUAL "stress")
+    set(timeout 900)  # `make soak` and `make tsan` raise their numbers
+  endif()
   gtest_discover_tests(${target} TEST_PREFIX "${name}." DISCOVERY_MODE PRE_TEST
     DISCOVERY_TIMEOUT 60
-    PROPERTIES TIMEOUT 60 LABELS ${name} ENVIRONMENT "${penstock_test_environment}")
+    PROPERTIES TIMEOUT ${timeout} LABELS ${name} ENVIRONMENT "${penstock_test_environment}")
 endforeach()
 
 file(GLOB python_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*/*_test.py)
@@ -70,18 +75,32 @@ foreach(source IN LISTS python_tests)
   cmake_path(GET folder FILENAME label)
   cmake_path(GET source FILENAME file)
   cmake_path(GET source STEM stem)
+  set(timeout 300)
   set(environment ${penstock_test_environment} PYTHONDONTWRITEBYTECODE=1 "CXX=${CMAKE_CXX_COMPILER}")
   if(label STREQUAL "clients")
     if(NOT TARGET penstock_app)
       continue()
     endif()
     list(APPEND environment "PENSTOCK=$<TARGET_FILE:penstock_app>")
+  elseif(label STREQUAL "install")
+    if(NOT PENSTOCK_INSTALL OR NOT PENSTOCK_SHARED)
+      continue()
+    endif()
+    set(timeout 600)  # it compiles: 15 s, and a multiple of it beside other builds
+    list(JOIN penstock_instrument_flags " " flags)
+    string(STRIP "${CMAKE_CXX_FLAGS} ${flags}" flags)
+    list(APPEND environment "PENSTOCK_BUILD=${PROJECT_BINARY_DIR}" "CMAKE=${CMAKE_COMMAND}"
+      "CMAKE_GENERATOR=${CMAKE_GENERATOR}" "CXXFLAGS=${flags}" "PENSTOCK_VERSION=${PROJECT_VERSION}")
   endif()
   add_test(NAME ${label}.${stem}
     COMMAND ${Python3_EXECUTABLE} -m unittest discover -v -s ${folder} -t ${folder} -p ${file})
   # unittest calls a file without a single test a success; it is a mistake.
-  set_tests_properties(${label}.${stem} PROPERTIES TIMEOUT 300 LABELS ${label}
+  set_tests_properties(${label}.${stem} PROPERTIES TIMEOUT ${timeout} LABELS ${label}
     ENVIRONMENT "${environment}" FAIL_REGULAR_EXPRESSION "Ran 0 tests")
+  if("${label}.${stem}" MATCHES "^(clients.readme_test|install.install_test)$")
+    # Where a network of one's own is not allowed, README's example has its one port to itself.
+    set_tests_properties(${label}.${stem} PROPERTIES RESOURCE_LOCK readme_port)
+  endif()
 endforeach()
 
 # Every public header compiles on its own, and twice.

@@ -16,4 +16,5 @@
 #include "penstock/tcp/client.h"
 #include "penstock/tcp/connection.h"
 #include "penstock/tcp/connection_handle.h"
+#include "penstock/tcp/loop_snapshot.h"
 #include "penstock/tcp/server.h"

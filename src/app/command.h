@@ -28,6 +28,7 @@ using Action = std::function<int()>;
 
 /// Each adds its subcommand to `app` and stores what to do in `action` if it is chosen.
 void add_echo(CLI::App& app, Action& action);
+void add_load(CLI::App& app, Action& action);
 void add_trace(CLI::App& app, Action& action);
 
 // -- Options with units. The text is checked when the command line is read. --

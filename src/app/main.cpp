@@ -50,9 +50,9 @@ void set_up_log(LogLevel level) {
 // The parser's own words, but for an unknown command, which it does not name.
 std::string explain(const CLI::App& app, const CLI::ParseError& error, int argument_count,
                     char** arguments) {
-  if (argument_count < 2) return "name a command: echo or trace";
+  if (argument_count < 2) return "name a command: echo, load or trace";
   if (arguments[1][0] == '-' || !app.get_subcommands().empty()) return error.what();
-  return fmt::format("'{}' is no command; the commands are echo and trace", arguments[1]);
+  return fmt::format("'{}' is no command; the commands are echo, load and trace", arguments[1]);
 }
 
 // Output to a pipe that nobody reads any more must not end a server that serves.
@@ -94,10 +94,11 @@ int run(int argument_count, char** arguments) {
 
   app::Action action;
   app::add_echo(app, action);
+  app::add_load(app, action);
   app::add_trace(app, action);
   for (CLI::App* subcommand : app.get_subcommands([](CLI::App*) { return true; })) {
     subcommand->set_version_flag("--version", "penstock " PENSTOCK_VERSION);
-    subcommand->footer(app::kExitCodes);
+    if (subcommand->get_footer().empty()) subcommand->footer(app::kExitCodes);
   }
 
   try {

@@ -14,7 +14,7 @@ class PenstockCategory final : public std::error_category {
         return "unknown backend; the known ones are auto, epoll, epoll-et, poll";
       case Errc::bad_address:
         return "not an address; write HOST:PORT, [IPV6]:PORT (port 0 to 65535), "
-               "unix:PATH or unix:@NAME";
+               "unix:PATH, unix:@NAME; to listen also fd:N";
       case Errc::needs_resolver:
         return "host names other than localhost are not resolved yet; write a numeric address";
       case Errc::too_many_connections:
@@ -24,8 +24,6 @@ class PenstockCategory final : public std::error_category {
         return "already started";
       case Errc::stopped:
         return "already stopped; make a new one";
-      case Errc::loop_gone:
-        return "the event loop is gone";
       case Errc::callback_threw:
         return "a callback threw an exception";
       case Errc::out_of_loops:

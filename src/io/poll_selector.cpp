@@ -53,14 +53,13 @@ int PollSelector::add(int fd, std::uint32_t events, Token token) {
   return 0;
 }
 
-// For one more in each array, so that neither adding nor wait() can fail later.
+// For one more in each array, so that adding cannot fail half-way.
 void PollSelector::make_room() {
   const std::size_t size = descriptors_.size();
-  if (size < events_.capacity()) return;
+  if (size < std::min(descriptors_.capacity(), tokens_.capacity())) return;
   const std::size_t room = std::max<std::size_t>(64, 2 * size);
   descriptors_.reserve(room);
   tokens_.reserve(room);
-  events_.reserve(room);
 }
 
 int PollSelector::change(int fd, std::uint32_t events, Token token) {
@@ -92,11 +91,19 @@ void PollSelector::drop(std::size_t place) noexcept {
 
 std::span<const epoll_event> PollSelector::wait(int timeout) {
   events_.clear();
+  was_cut_ = false;
   const timespec limit{.tv_sec = timeout / 1000, .tv_nsec = timeout % 1000 * 1'000'000L};
   int left = kernel_.poll(descriptors_, timeout < 0 ? nullptr : &limit);
   if (left == -ENOMEM)
     return events_;  // poll(2) has no memory of its own; the next turn asks again
   PENSTOCK_ASSERT(left >= 0, "poll refuses its own descriptors");
+  // Only here: while a batch is dispatched, add() must not move it.
+  try {
+    events_.reserve(static_cast<std::size_t>(left));
+  } catch (const std::bad_alloc&) {
+    log(LogLevel::info, "no memory for larger batches of events; smaller ones do the same work");
+  }
+  was_cut_ = static_cast<std::size_t>(left) > events_.capacity();
   for (std::size_t place = 0; left > 0 && place < descriptors_.size();) {
     const auto happened = static_cast<unsigned short>(descriptors_[place].revents);
     if (happened == 0) {
@@ -113,6 +120,7 @@ std::span<const epoll_event> PollSelector::wait(int timeout) {
       drop(place);  // the one that takes its place is looked at next
       continue;
     }
+    if (events_.size() == events_.capacity()) break;  // the next poll tells of the others
     epoll_event event{};
     event.events = happened;
     event.data.u64 = tokens_[place];

@@ -20,7 +20,7 @@ class PollSelector final : public Selector {
   int change(int fd, std::uint32_t events, Token token) override;
   int remove(int fd) override;
   std::span<const epoll_event> wait(int timeout) override;
-  bool more_waiting() const override { return false; }
+  bool more_waiting() const override { return was_cut_; }
 
  private:
   static constexpr std::size_t kNowhere = SIZE_MAX;
@@ -34,6 +34,7 @@ class PollSelector final : public Selector {
   std::vector<std::uint64_t> tokens_;  // beside descriptors_
   std::vector<std::size_t> places_;    // by descriptor number, into both
   std::vector<epoll_event> events_;
+  bool was_cut_ = false;
 };
 
 }  // namespace penstock

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "penstock/base/assert.h"
 #include "penstock/tcp/connection.h"
 #include "tcp/client_core.h"
 #include "tcp/leave_loop.h"
@@ -10,17 +9,10 @@
 namespace penstock {
 
 TcpClient::TcpClient(EventLoop& loop, TcpClientOptions options)
-    : loop_(loop),
-      callbacks_(std::make_unique<ConnectionCallbacks>()),
-      core_(make_counted<ClientCore>(loop, std::move(options))) {}
+    : loop_(loop), core_(make_counted<ClientCore>(loop, std::move(options))) {}
 
 TcpClient::~TcpClient() {
   if (!loop_.error()) leave_loop(loop_, core_);
-}
-
-ConnectionCallbacks& TcpClient::callbacks() {
-  PENSTOCK_ASSERT(callbacks_ != nullptr, "callbacks are set before start()");
-  return *callbacks_;
 }
 
 void TcpClient::on_connect_failed(std::move_only_function<void(const ConnectFailure&)> function) {
@@ -28,10 +20,7 @@ void TcpClient::on_connect_failed(std::move_only_function<void(const ConnectFail
 }
 
 Result<void> TcpClient::start() {
-  if (callbacks_) {
-    core_->set_behaviour(make_behaviour(std::move(*callbacks_), core_->limits()));
-    callbacks_.reset();
-  }
+  core_->set_behaviour(behaviour(core_->limits()));
   return core_->start();
 }
 

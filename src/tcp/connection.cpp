@@ -733,13 +733,18 @@ void TcpConnection::on_failed(int error) {
 void TcpConnection::detach(DetachCallback taker) {
   loop_->assert_here();
   if (phase_ != Phase::open || detachment_) return;
+  if (broken_) {  // nothing is left to hand over, and nobody would read it to its end
+    conclude(CloseReason::reset, Release::orderly);
+    return;
+  }
   detachment_ = std::make_unique<Detachment>(std::move(taker));
   apply_reading();
   if (!in_handler_) flush();  // else when it returns
 }
 
 void TcpConnection::detach_if_drained() {
-  if (!detachment_ || phase_ != Phase::open || broken_) return;
+  if (!detachment_ || phase_ != Phase::open) return;
+  if (broken_ || output_broken_) return;  // on_failed ends it
   if (!output_.empty() || send_pending_ || (finish_requested_ && !finished_)) return;
   phase_ = Phase::closed;
   reason_ = CloseReason::detached;

@@ -39,13 +39,12 @@ int Listener::bind_unix(int fd, const SocketAddress& address) {
     result = kernel.bind(fd, address.data(), address.size());
   }
   std::string path = address.path();
-  if (result == 0 && !path.starts_with('@')) {
-    result = kernel.file_status(AT_FDCWD, path.c_str(), unix_status_);
-    if (result < 0) {
-      kernel.unlink(path.c_str());  // just made: nobody else's
-    } else {
-      unix_path_ = std::move(path);
-    }
+  if (result < 0 || path.starts_with('@')) return result;
+  result = kernel.file_status(AT_FDCWD, path.c_str(), unix_status_);
+  if (result == 0) {
+    unix_path_ = std::move(path);
+  } else {
+    kernel.unlink(path.c_str());  // without its status it could not be told from others later
   }
   return result;
 }
@@ -86,11 +85,9 @@ Result<void> Listener::adopt(UniqueFd fd, const ListenerOptions& options) {
     int value = 0;
     socklen_t size = sizeof value;
     const int asked = kernel.getsockopt(fd.get(), SOL_SOCKET, name, &value, &size);
-    if (asked == -EBADF) {
-      static_cast<void>(fd.release());  // there is nothing to close
-      return failure(EBADF);
-    }
-    if (asked < 0 || value != wanted) return failure(Errc::not_listening);
+    if (asked == 0 && value == wanted) continue;
+    static_cast<void>(fd.release());  // somebody else's, or nobody's
+    return asked == -EBADF ? failure(EBADF) : failure(Errc::not_listening);
   }
   int result = kernel.make_nonblocking(fd.get());
   if (result < 0) return failure(result);

@@ -57,14 +57,10 @@ TcpServer::TcpServer(TcpServerOptions options)
     : own_loop_(make_loop(options)),
       loop_(own_loop_.get()),
       options_(std::move(options)),
-      stop_deadline_(options_.stop_deadline),
-      callbacks_(std::make_unique<ConnectionCallbacks>()) {}
+      stop_deadline_(options_.stop_deadline) {}
 
 TcpServer::TcpServer(EventLoop& loop, TcpServerOptions options)
-    : loop_(&loop),
-      options_(std::move(options)),
-      stop_deadline_(options_.stop_deadline),
-      callbacks_(std::make_unique<ConnectionCallbacks>()) {}
+    : loop_(&loop), options_(std::move(options)), stop_deadline_(options_.stop_deadline) {}
 
 TcpServer::~TcpServer() {
   if (!core_) return;
@@ -79,21 +75,12 @@ TcpServer::~TcpServer() {
   leave_loop(*loop_, core_);
 }
 
-ConnectionCallbacks& TcpServer::callbacks() {
-  PENSTOCK_ASSERT(callbacks_ != nullptr, "callbacks are set before start()");
-  return *callbacks_;
-}
-
 Result<void> TcpServer::start() {
   if (loop_->error()) return std::unexpected(loop_->error());
   if (core_) return failure(Errc::already_started);
   loop_->assert_here();
   const Result<ListenPlace> place = parse_listen(options_.listen);
   if (!place) return std::unexpected(place.error());
-  if (callbacks_) {  // kept if listening fails, for another try
-    behaviour_ = make_behaviour(std::move(*callbacks_), options_.limits);
-    callbacks_.reset();
-  }
   const Result<void> listening = start_loops_and_listen(*place);
   if (!listening) {
     if (core_) core_->abandon();
@@ -113,7 +100,6 @@ Result<void> TcpServer::start() {
 }
 
 Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
-  std::vector<EventLoop*> loops;
   if (own_loop_ && options_.loops > 0) {
     group_ = std::make_unique<LoopGroup>(
         LoopGroupOptions{.loops = options_.loops,
@@ -125,14 +111,12 @@ Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
                            if (options_.on_thread_start) options_.on_thread_start(index, loop);
                          }});
     if (const Result<void> started = group_->start(); !started) return started;
-    for (std::size_t i = 0; i < group_->size(); ++i)
-      loops.push_back(&group_->loop(i));
-  } else {
-    loops.push_back(loop_);
   }
+  const std::vector<EventLoop*> loops = serving_loops();
   const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
   if (!max) return std::unexpected(max.error());
-  core_ = make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour_, *max);
+  core_ =
+      make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour(options_.limits), *max);
   return core_->listen(place, {.backlog = options_.backlog,
                                .user_timeout = options_.limits.write_stall_timeout,
                                .ipv6_only = options_.ipv6_only});
@@ -194,6 +178,14 @@ CountedPtr<ServerCore> TcpServer::started_core() const {
 }
 
 SocketAddress TcpServer::address() const { return core_ ? core_->address() : SocketAddress(); }
+
+std::vector<EventLoop*> TcpServer::serving_loops() {
+  if (!group_) return {loop_};
+  std::vector<EventLoop*> loops;
+  for (std::size_t i = 0; i < group_->size(); ++i)
+    loops.push_back(&group_->loop(i));
+  return loops;
+}
 
 std::size_t TcpServer::max_connections() const noexcept {
   return core_ ? core_->max_connections() : 0;

@@ -11,7 +11,7 @@ namespace {
 
 constexpr Errc kAll[] = {
     Errc::unknown_backend, Errc::bad_address, Errc::needs_resolver, Errc::too_many_connections,
-    Errc::already_started, Errc::stopped,     Errc::loop_gone,      Errc::out_of_loops,
+    Errc::already_started, Errc::stopped,     Errc::self_connected, Errc::out_of_loops,
 };
 
 TEST(Result, our_errors_have_a_category_and_a_message_each) {

@@ -13,7 +13,7 @@ import support
 from support import environment, run_to_end
 
 USAGE, FAILURE = 2, 1
-COMMANDS = ("echo", "trace")
+COMMANDS = ("echo", "load", "trace")
 
 # Words by which a message says what to do about it. The wording is free; that it advises is required.
 ADVICE = re.compile(

@@ -63,10 +63,10 @@ def check_echo():
     assert hashlib.sha256(echoed).digest() == hashlib.sha256(data).digest(), "the echo differs"
 
 
-def inside():
+def inside(program):
     """What the child in the namespace does: the whole life of the example."""
     enter_own_network()
-    server = subprocess.Popen([EXAMPLE])
+    server = subprocess.Popen([program])
     try:
         check_echo()
         server.send_signal(signal.SIGTERM)
@@ -86,13 +86,13 @@ class ReadmeTest(unittest.TestCase):
 
     def test_it_echoes_everything_across_a_half_close_and_stops_in_order(self):
         self.assertTrue(os.path.exists(EXAMPLE), f"{EXAMPLE} is missing; build the examples")
-        child = subprocess.run([sys.executable, __file__, "--inside"], capture_output=True, text=True,
+        child = subprocess.run([sys.executable, __file__, "--inside", EXAMPLE], capture_output=True, text=True,
                                timeout=2 * support.LATE)
         self.assertEqual(child.returncode, 0, child.stdout + child.stderr)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--inside"]:
-        inside()
+    if sys.argv[1:2] == ["--inside"]:
+        inside(sys.argv[2])
     else:
         unittest.main()

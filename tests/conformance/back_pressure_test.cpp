@@ -66,6 +66,7 @@ TEST_P(BackPressure, APeerThatNeverReadsCostsNoMoreThanTheCapAndIsClosed) {
       }
     }
     charged_max = std::max(charged_max, charged());
+    world.settle();  // the kernel has acknowledged what it will
     pass(world, seconds(10));
     if (link.record->closes == 1) end = world.kernel.now();
   }
@@ -173,8 +174,10 @@ TEST_P(BackPressure, HighAndLowWaterAreToldAlternatelyAndAtTheMarks) {
   World::Link link = world.connect(record, std::move(callbacks), limits);
   shrink_buffers(link);
   const auto fill_kernel = [&] {
-    while (link.connection->queued_bytes() == 0)
+    while (link.connection->queued_bytes() == 0) {
       link.connection->send(pattern(10'000));
+      if (!acts_at_once(GetParam())) world.turn(3);
+    }
   };
   for (std::size_t round = 0; round < 3; ++round) {
     fill_kernel();
@@ -207,11 +210,13 @@ TEST_P(BackPressure, AnEchoServerIsBoundedAgainstAPeerThatNeverReads) {
   std::size_t sent = 0;
   const std::string block = pattern(256 * kKiB);
   ConnectionLimits limits;
+  // A completion back-end may have taken more when it is told to stop (rule 4 of the seam).
+  const std::size_t under_way = acts_at_once(GetParam()) ? kReceiveMax : 2 * kReceiveMax;
   for (int i = 0; i < 200; ++i) {
     const ssize_t count = send_text(linux_kernel(), link.client.get(), block);
     if (count > 0) sent += static_cast<std::size_t>(count);
     world.turn();
-    EXPECT_LE(link.connection->queued_bytes(), limits.high_water + kReceiveMax);
+    EXPECT_LE(link.connection->queued_bytes(), limits.high_water + under_way);
   }
   EXPECT_FALSE(link.connection->is_reading());
   EXPECT_GT(sent, link.connection->bytes_received()) << "the kernel took less than was read";

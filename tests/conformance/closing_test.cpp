@@ -1,6 +1,8 @@
 // Close, half-close and reset (scenarios C1 to C16), the limits of time, behaviour and context, on every back-end.
 
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -608,6 +610,78 @@ TEST_P(Closing, AResetWhileReadingIsPausedCostsNoWakeupsAndIsToldOnResumeBehindT
   }
 }
 
+/// Takes nothing and pauses while `wait` holds; records all else, the peer's end too.
+ConnectionCallbacks waiting(const std::shared_ptr<Record>& record, const bool& wait) {
+  ConnectionCallbacks callbacks = recording_the_end(record);
+  callbacks.on_message = [record, &wait](TcpConnection& peer, InputBuffer& in) {
+    record->events.emplace_back(wait ? "refused" : "message");
+    if (wait) {
+      peer.pause_reading();
+    } else {
+      record->received += in.take_string();
+    }
+  };
+  return callbacks;
+}
+
+// C7, C8: the FIN has been read already and waits behind what the callback left.
+TEST_P(Closing, AResetBehindAFinThatWaitsForAResumeIsToldOnceBehindTheData) {
+  bool wait = true;
+  auto record = std::make_shared<Record>();
+  World::Link link = world.connect(record, waiting(record, wait));
+  deliver(link, "kept");
+  world.settle();
+  ASSERT_EQ(record->events, (std::vector<std::string>{"connect", "refused"}));
+  send_fin(link);
+  wait_for(linux_kernel(), link.connection->descriptor(), POLLRDHUP);
+  link.connection->resume_reading();  // reads the FIN, then offers what is kept, and is refused
+  world.settle();
+  ASSERT_EQ(record->events.back(), "refused");
+  send_reset(link);
+  wait_for(linux_kernel(), link.connection->descriptor(), POLLHUP);
+  world.turn(10);
+  const std::uint64_t wakeups = world.kernel.wakeups();
+  world.turn(500);
+  EXPECT_EQ(world.kernel.wakeups(), wakeups);
+  EXPECT_EQ(record->closes, 0) << "ended before the data was taken";
+  EXPECT_EQ(link.connection->try_send("too late"), SendOutcome::closed);
+  wait = false;
+  link.connection->resume_reading();
+  expect_end(link, CloseReason::reset);
+  EXPECT_EQ(record->received, "kept");
+  EXPECT_EQ(record->report->input_discarded, 0u);
+  EXPECT_EQ(record->count("peer_finished"), 0u);
+}
+
+// C7, C8: the same poll reads the FIN and is told of the reset.
+TEST_P(Closing, AFinAndAResetInOnePollAreToldAsOneResetBehindTheData) {
+  bool wait = true;
+  auto record = std::make_shared<Record>();
+  World::Link link = world.connect(record, waiting(record, wait));
+  deliver(link, "kept");
+  world.settle();
+  ASSERT_EQ(record->count("refused"), 1u);
+  const int fd = link.connection->descriptor();
+  send_fin(link);
+  wait_for(linux_kernel(), fd, POLLRDHUP);
+  send_reset(link);
+  ASSERT_NE(wait_for(linux_kernel(), fd, POLLHUP) & POLLERR, 0);
+  wait = false;
+  link.connection->resume_reading();
+  const std::uint64_t reads = world.kernel.calls_on(Call::recv, fd);
+  world.turn();
+  EXPECT_EQ(world.kernel.calls_on(Call::recv, fd), reads + 1) << "the FIN";
+  expect_end(link, CloseReason::reset);
+  EXPECT_EQ(record->received, "kept");
+  EXPECT_EQ(record->report->input_discarded, 0u);
+  EXPECT_EQ(record->count("message"), 1u);
+  // On a completion back-end what was kept is consumed by the time the two are delivered.
+  EXPECT_EQ(record->count("peer_finished"), acts_at_once(GetParam()) ? 0u : 1u);
+  const std::uint64_t wakeups = world.kernel.wakeups();
+  world.turn(100);
+  EXPECT_EQ(world.kernel.wakeups(), wakeups);
+}
+
 // C8
 TEST_P(Closing, AResetLiftsThePauseThatTheOutputHadCaused) {
   World::Link link = world.connect();
@@ -666,6 +740,28 @@ TEST_P(Closing, APauseThatComesAfterTheResetEndsByTheSameLimit) {
     pass(world, seconds(1100));
   EXPECT_EQ(record->closes, 1) << "kept for ever";
   EXPECT_EQ(record->received, pattern(5000));
+}
+
+// C8, C13: the error event of a reset comes in the same poll as the failure of the send.
+TEST_P(Closing, AFailedSendOfAPausedConnectionIsReportedWithItsOwnError) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "the reset is seen before the send is made");
+  for (const std::size_t size : {5u, 5000u}) {
+    SCOPED_TRACE(size);
+    World::Link link = world.connect();
+    link.connection->pause_reading();
+    world.settle();
+    const int fd = link.connection->descriptor();
+    send_reset(link);
+    ASSERT_NE(wait_for(linux_kernel(), fd, POLLHUP) & POLLERR, 0);
+    const auto rule = world.kernel.inject({.call = Call::send, .fd = fd, .error = ETIMEDOUT});
+    link.connection->send(pattern(size));
+    world.turn(2);
+    EXPECT_EQ(world.kernel.fired(rule), 1u);
+    ASSERT_EQ(link.record->closes, 1) << "taken for a reset, which waits for a resume";
+    expect_end(link, CloseReason::timeout, TimeoutKind::unacknowledged);
+    EXPECT_EQ(link.record->report->error, system_error(ETIMEDOUT));
+    EXPECT_EQ(link.record->report->bytes_sent, 0u);
+  }
 }
 
 // C8
@@ -945,6 +1041,7 @@ TEST_P(Closing, TheReportAddsUp) {
 
 // R9
 TEST_P(Closing, ADescriptorLeavesThePollerBeforeItIsClosed) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "nothing stays with the kernel");
   const std::size_t descriptors = World::open_descriptors();
   World::Link link = world.connect();
   const int fd = link.connection->descriptor();
@@ -1189,6 +1286,53 @@ TEST_P(Closing, ConnectionsOfALoopThatGoesAreReportedAndTheirContextsDestroyed) 
   EXPECT_EQ(record->report->bytes_sent + record->report->bytes_discarded, kMiB);
   EXPECT_EQ(record->events.back(), "destroyed it");
   link->client.reset();
+  EXPECT_EQ(World::open_descriptors(), descriptors);
+}
+
+TEST_P(Closing, AConnectionThatOnCloseAdoptsWhileItsLoopGoesIsEndedToo) {
+  constexpr std::size_t kConnections =
+      5;  // each but the first adopted by the end of the one before
+  const std::size_t descriptors = World::open_descriptors();
+  std::vector<std::shared_ptr<Record>> records;
+  std::vector<UniqueFd> clients;
+  std::function<void(EventLoop&)> adopt_next = [&](EventLoop& loop) {
+    SocketPair pair = tcp_pair(linux_kernel());
+    clients.push_back(std::move(pair.client));
+    const auto record = records.emplace_back(std::make_shared<Record>());
+    ConnectionCallbacks callbacks = World::recording(record);
+    callbacks.on_connect = [record](TcpConnection& peer) {
+      record->events.emplace_back("connect");
+      peer.hold();  // nothing that a connection waits for may hold up the end
+      peer.pause_reading();
+      peer.send("hello");
+    };
+    callbacks.on_close = [&, record](TcpConnection& peer, const CloseReport& report) {
+      record->events.emplace_back("close");
+      record->report = report;
+      if (records.size() < kConnections) adopt_next(peer.loop());
+    };
+    EXPECT_TRUE(ConnectionTable::of(loop)
+                    .adopt(std::move(pair.server), SocketAddress(),
+                           make_behaviour(std::move(callbacks)), nullptr)
+                    .has_value());
+  };
+  {
+    World short_lived(GetParam());
+    adopt_next(short_lived.loop);
+    short_lived.turn(3);
+  }
+  ASSERT_EQ(records.size(), kConnections);
+  for (const auto& record : records) {
+    EXPECT_EQ(record->count("connect"), 1u);
+    EXPECT_EQ(record->count("close"), 1u);
+    EXPECT_EQ(record->events.back(), "close");
+    ASSERT_TRUE(record->report.has_value());
+    EXPECT_EQ(record->report->reason, CloseReason::local);
+  }
+  for (const UniqueFd& client : clients) {
+    EXPECT_EQ(receive_to_end(linux_kernel(), client.get()).result, -ECONNRESET);
+  }
+  clients.clear();
   EXPECT_EQ(World::open_descriptors(), descriptors);
 }
 

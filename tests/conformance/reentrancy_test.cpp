@@ -394,7 +394,7 @@ class Reentrancy : public ConformanceTest {
 // RE2
 TEST_P(Reentrancy, AnEventForAConnectionClosedEarlierInTheBatchIsDropped) {
   for (const bool abortive : {true, false}) {
-    World::Link victim = world.connect();
+    World::Link victim;
     auto record = std::make_shared<Record>();
     ConnectionCallbacks callbacks = World::recording(record);
     callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
@@ -405,12 +405,14 @@ TEST_P(Reentrancy, AnEventForAConnectionClosedEarlierInTheBatchIsDropped) {
         victim.connection->close();
       }
     };
+    // The killer is first in the batch: epoll goes by readiness, poll by registration.
     World::Link killer = world.connect(record, std::move(callbacks));
+    victim = world.connect();
     world.settle();
     make_ready_together({&killer, &victim});
     const std::uint64_t stale = world.loop.statistics().io.stale_events;
     world.turn();
-    if (abortive) {
+    if (abortive && acts_at_once(GetParam())) {
       EXPECT_EQ(world.loop.statistics().io.stale_events, stale + 1);
     }
     EXPECT_EQ(victim.record->count("message"), 0u) << "no more on_message behind a close";
@@ -427,7 +429,7 @@ TEST_P(Reentrancy, AnEventForAConnectionClosedEarlierInTheBatchIsDropped) {
 
 // RE3: the number of the closed descriptor is in use again before its event is looked at (K11).
 TEST_P(Reentrancy, AConnectionThatInheritsADescriptorNumberGetsNoForeignEvent) {
-  World::Link victim = world.connect();
+  World::Link victim;
   SocketPair fresh = tcp_pair(linux_kernel());
   auto fresh_record = std::make_shared<Record>();
   auto record = std::make_shared<Record>();
@@ -448,15 +450,19 @@ TEST_P(Reentrancy, AConnectionThatInheritsADescriptorNumberGetsNoForeignEvent) {
     if (adopted) heir = *adopted;
   };
   World::Link killer = world.connect(record, std::move(callbacks));
+  victim = world.connect();
   world.settle();
   make_ready_together({&killer, &victim});
   const std::uint64_t stale = world.loop.statistics().io.stale_events;
   const std::uint64_t recvs = world.kernel.calls_on(Call::recv, victim.connection->descriptor());
   world.turn();
-  EXPECT_EQ(world.loop.statistics().io.stale_events, stale + 1);
   ASSERT_GE(number, 0);
-  EXPECT_EQ(world.kernel.calls_on(Call::recv, number), recvs) << "a foreign event was believed";
+  if (acts_at_once(GetParam())) {  // else the victim's bytes had been taken, and are dropped
+    EXPECT_EQ(world.loop.statistics().io.stale_events, stale + 1);
+    EXPECT_EQ(world.kernel.calls_on(Call::recv, number), recvs) << "a foreign event was believed";
+  }
   EXPECT_EQ(fresh_record->events, std::vector<std::string>{"connect"});
+  if (!acts_at_once(GetParam())) world.turn();
   EXPECT_EQ(victim.record->closes, 1);
   // And it works.
   send_text(linux_kernel(), fresh.client.get(), "mine");
@@ -483,6 +489,7 @@ class ControlWatcher final : public ForwardingKernel {
 // RE4: interest that was changed in the same batch as the close is neither applied late nor to a
 // successor.
 TEST_P(Reentrancy, NoInterestIsChangedBehindAClose) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "the kernel keeps no interest");
   ControlWatcher watcher(linux_kernel());
   {
     EventLoop loop({.backend = GetParam(), .kernel = &watcher});

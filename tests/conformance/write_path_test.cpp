@@ -98,9 +98,12 @@ TEST_P(WritePath, ASendCutToAnyLengthKeepsOrderAndCompletesOnce) {
 
 // W2, W13
 TEST_P(WritePath, WriteInterestIsArmedExactlyWhileOutputIsPending) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "write interest is a matter of readiness back-ends");
+  const bool told_at_poll = GetParam() == Backend::poll;  // what is armed shows in the next poll
   World::Link link = world.connect();
   shrink_buffers(link);
   const int fd = link.connection->descriptor();
+  world.turn();
   const std::uint32_t at_start = armed_events(world, fd).value_or(0);
   EXPECT_EQ(at_start & (EPOLLIN | EPOLLRDHUP), EPOLLIN | EPOLLRDHUP);
   EXPECT_EQ(at_start & EPOLLOUT, 0u);
@@ -108,18 +111,20 @@ TEST_P(WritePath, WriteInterestIsArmedExactlyWhileOutputIsPending) {
   const std::string payload = pattern(kMiB);
   link.connection->send(payload);
   ASSERT_GT(link.connection->queued_bytes(), 0u);
+  if (told_at_poll) world.turn();
   EXPECT_TRUE(armed_for_output(fd));
   std::string received;
   bool was_pending = true;
   ASSERT_TRUE(world.run_until([&] {
     const bool pending = link.connection->queued_bytes() > 0;
-    EXPECT_EQ(armed_for_output(fd), pending);
+    EXPECT_EQ(armed_for_output(fd), told_at_poll ? was_pending : pending);
     EXPECT_TRUE(was_pending || !pending) << "pending again";
     was_pending = pending;
     received += receive_available(link);
     return received.size() == payload.size() && !pending;
   }));
   EXPECT_EQ(first_difference(received, payload), kNowhere);
+  world.turn();
   EXPECT_EQ(armed_events(world, fd).value_or(0), at_start);
 }
 
@@ -129,13 +134,14 @@ TEST_P(WritePath, AnEagainOnTheFirstByteArmsWriteInterestAndKeepsEverything) {
   const int fd = link.connection->descriptor();
   const auto rule = world.kernel.inject({.call = Call::send, .fd = fd, .error = EAGAIN});
   bool armed_while_waiting = false;
-  world.kernel.before(Call::epoll_wait, [&](int) {
+  world.kernel.before(wait_call(GetParam()), [&](int) {
     armed_while_waiting |= link.connection->queued_bytes() == 5 && armed_for_output(fd);
   });
   link.connection->send("hello");
   expect_received(link, "hello");
   EXPECT_EQ(world.kernel.fired(rule), 1u);
   EXPECT_TRUE(armed_while_waiting);
+  world.turn();
   EXPECT_FALSE(armed_for_output(fd));
 }
 
@@ -160,7 +166,9 @@ TEST_P(WritePath, AfterAShortSendTheKernelIsNotAskedAgainInTheSameTurn) {
       {.call = Call::send, .fd = link.connection->descriptor(), .every = 1, .shorten_to = 1000});
   std::uint64_t before = send_calls(world);
   link.connection->send(payload);
-  EXPECT_EQ(send_calls(world), before + 1);
+  if (acts_at_once(GetParam())) {
+    EXPECT_EQ(send_calls(world), before + 1);
+  }
   ASSERT_TRUE(world.run_until([&] {
     EXPECT_LE(send_calls(world), before + 1);
     before = send_calls(world);
@@ -251,7 +259,10 @@ TEST_P(WritePath, AShortSendMayEndInsideOrExactlyAtTheEdgeOfAPiece) {
     });
     expect_received(link, expected);
     EXPECT_EQ(world.kernel.fired(blocked), 1u);
-    EXPECT_GE(world.kernel.fired(cut), 1u);
+    // A completion back-end is lent head and body before the tail is there.
+    if (acts_at_once(GetParam()) || length < head.size() + body.size()) {
+      EXPECT_GE(world.kernel.fired(cut), 1u);
+    }
     EXPECT_EQ(link.connection->queued_bytes(), 0u);
     world.kernel.heal();
     link.connection->abort();
@@ -298,7 +309,9 @@ TEST_P(WritePath, PayloadsOfEveryKindAndSizeLeaveInTheOrderOfTheirSends) {
   received += collect(world, link, everything.size() - received.size());
   EXPECT_EQ(first_difference(received, everything), kNowhere);
   EXPECT_GT(world.kernel.fired(cut), 0u);
-  EXPECT_GT(world.kernel.fired(cut_single), 0u);
+  if (acts_at_once(GetParam())) {  // else what waits is gathered, and few sends have one piece
+    EXPECT_GT(world.kernel.fired(cut_single), 0u);
+  }
 }
 
 // W6
@@ -373,7 +386,7 @@ TEST_P(WritePath, InterruptedCallsAreRetried) {
   auto record = std::make_shared<Record>();
   World::Link link = world.connect(record, echoing(record));
   std::vector<FaultyKernel::Rule> rules;
-  for (const Call call : {Call::recv, Call::send, Call::sendmsg, Call::epoll_wait}) {
+  for (const Call call : {Call::recv, Call::send, Call::sendmsg, wait_call(GetParam())}) {
     rules.push_back(world.kernel.inject({.call = call, .every = 2, .error = EINTR}));
   }
   const TimePoint due = world.kernel.now() + std::chrono::milliseconds(20);
@@ -542,7 +555,9 @@ TEST_P(WritePath, WritesToDeadPeersDoNotRaiseSigpipe) {
   }
   sigaction(SIGPIPE, &previous, nullptr);
   EXPECT_EQ(ends, 500);
-  EXPECT_GT(broken_pipes, 0) << "no send has met a dead peer";
+  if (acts_at_once(GetParam())) {  // else the reset is seen before the send is made
+    EXPECT_GT(broken_pipes, 0) << "no send has met a dead peer";
+  }
 }
 
 // W11
@@ -619,7 +634,7 @@ TEST_P(WritePath, AnEagainAtAnySendOfAConversationOnlyDelaysIt) {
       deliver(link, "go");
       expect_received(link, expected);
       reached = world.kernel.fired(rule) == 1;
-      EXPECT_TRUE(reached || nth > 1) << "no such call at all";
+      EXPECT_TRUE(reached || nth > 1 || !acts_at_once(GetParam())) << "no such call at all";
       EXPECT_TRUE(link.connection->is_open());
       EXPECT_EQ(link.connection->queued_bytes(), 0u);
       world.kernel.heal();
@@ -718,6 +733,7 @@ std::size_t size_of(const Pieces& pieces) {
 }
 
 TEST_P(WritePath, ALargePayloadLeavesAtOnceBehindThePendingSmallOnesAndUncopied) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "a completion back-end takes nothing at once");
   std::string text = pattern(100'000);
   std::vector<std::byte> bytes = bytes_of(text);
   const SharedBytes shared{std::string(text)};
@@ -896,6 +912,7 @@ TEST_P(WritePath, ASendThatFailsEndsTheConnectionAfterWhatHasArrivedWasRead) {
 
 // Fault matrix: epoll_ctl ADD ENOMEM, ENOSPC
 TEST_P(WritePath, AConnectionThatCannotBeRegisteredIsClosedAndCounted) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "poll registers nothing that could fail");
   ConnectionTable& table = ConnectionTable::of(world.loop);
   for (const int error : {ENOMEM, ENOSPC}) {
     SCOPED_TRACE(error);

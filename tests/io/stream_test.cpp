@@ -344,6 +344,27 @@ TEST_P(StreamTest, a_send_to_a_dead_peer_answers_the_error_and_on_failed_follows
   EXPECT_EQ(handler.received, "unread until now");
 }
 
+// Rule 6: the send's own error comes first, and is what counts.
+TEST_P(StreamTest, an_error_event_behind_a_failed_send_is_told_with_the_error_of_the_send) {
+  UniqueFd peer;
+  NotingHandler& handler = attach(peer);
+  handler.stream->stop_receive();
+  reset_on_close(linux_kernel(), peer.get());
+  peer.reset();
+  ASSERT_NE(wait_for(linux_kernel(), handler.stream->descriptor(), POLLHUP) & POLLERR, 0);
+  const auto rule = kernel.inject({.call = Call::send, .error = ETIMEDOUT});
+  EXPECT_EQ(send(handler, "into the void").error, ETIMEDOUT);
+  EXPECT_EQ(kernel.fired(rule), 1U);
+  const std::uint64_t events = kernel.events();
+  poll();
+  EXPECT_EQ(kernel.events(), events + 1) << "the error event has to come in the same poll";
+  EXPECT_EQ(handler.events, (Events{"failed"}));
+  EXPECT_EQ(handler.error, ETIMEDOUT);
+  handler.stream->start_receive();
+  ASSERT_TRUE(poll_until([&] { return handler.has("peer_finished"); }));
+  EXPECT_EQ(handler.count("failed"), 1U);
+}
+
 TEST_P(StreamTest, finish_sends_the_end_behind_the_bytes_and_input_still_comes) {
   UniqueFd peer;
   NotingHandler& handler = attach(peer);

@@ -14,11 +14,13 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "penstock/os/forwarding_kernel.h"
 #include "support/captured_log.h"
+#include "support/heap.h"
 #include "support/world.h"
 
 namespace penstock::test {
@@ -396,6 +398,56 @@ TEST_P(EventLoopTest, cancelling_on_the_loop_reaches_a_timer_that_is_still_in_th
   kernel.advance(seconds(1));
   world.turn(4);
   EXPECT_FALSE(fired);
+}
+
+// In each turn there is a timer under way, so that every cancel may be meant for one. Most of them
+// name timers that have gone long ago.
+TEST_P(EventLoopTest, cancels_do_not_pile_up_while_there_are_always_timers_under_way) {
+  constexpr int kWarmUp = 20;
+  constexpr int kRounds = 300;
+  constexpr std::size_t kGone = 100;
+  constexpr std::size_t kSlack = std::size_t{16} * 1024;
+  std::vector<TimerId> gone(kGone);
+  loop.queue_in_loop([&] {
+    for (TimerId& id : gone) {
+      id = loop.run_after(hours(1), [] {});
+      loop.cancel(id);
+    }
+  });
+  loop.step();
+  const auto held = std::make_shared<int>(0);
+  TimerId under_way;  // set by a thread that is no loop's, in the round before
+  int rounds = 0;
+  std::size_t heap_early = 0;
+  std::size_t heap_late = 0;
+  std::function<void()> round = [&] {
+    ++rounds;
+    if (rounds == kWarmUp) heap_early = heap_bytes();
+    if (rounds == kRounds) heap_late = heap_bytes();
+    const TimerId last = under_way;
+    if (rounds < kRounds) {
+      loop.queue_in_loop([&] { round(); });  // before the timer, which is then always under way
+      std::thread([&] { under_way = loop.run_after(hours(1), [held] { ++*held; }); }).join();
+    }
+    loop.cancel(last);
+    for (const TimerId id : gone)
+      loop.cancel(id);
+  };
+  loop.queue_in_loop([&] { round(); });
+  for (int turn = 1; turn <= kRounds; ++turn) {
+    loop.step();
+    ASSERT_EQ(rounds, turn);
+    ASSERT_LE(held.use_count(), 3);
+  }
+  EXPECT_LT(heap_late, heap_early + kSlack);
+  world.turn(2);
+  EXPECT_EQ(held.use_count(), 1);
+  EXPECT_EQ(loop.timers().size(), 0U);
+  const std::uint64_t tasks = loop.statistics().tasks_run;
+  kernel.advance(hours(2));
+  world.turn(4);
+  EXPECT_EQ(*held, 0) << "a cancelled timer has fired";
+  EXPECT_EQ(loop.statistics().tasks_run, tasks) << "a note of a cancel keeps the loop busy";
 }
 
 // T3

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "penstock/os/forwarding_kernel.h"
+#include "support/heap.h"
 #include "support/loop_thread.h"
 #include "support/world.h"
 
@@ -388,6 +389,38 @@ TEST_P(LoopThreadsTest, setting_and_cancelling_timers_from_many_threads_fires_ea
     EXPECT_LE(fired, kThreads * kTimers);
   }
   EXPECT_EQ(alive, 0);
+}
+
+// Each timer is cancelled three times: twice after it has gone, while others are under way.
+TEST_P(LoopThreadsTest, adding_and_cancelling_for_ever_leaves_nothing_behind) {
+  constexpr int kWarmUp = 10;
+  constexpr int kRounds = 200;
+  constexpr int kTimers = 100;  // in each round
+  constexpr std::size_t kSlack = std::size_t{128} * 1024;
+  std::atomic<int> alive{0};
+  std::atomic<int> fired{0};
+  LoopThread thread({.backend = GetParam()});
+  EventLoop& loop = thread.loop;
+  std::size_t heap_early = 0;
+  for (int round = 1; round <= kRounds; ++round) {
+    for (int i = 0; i < kTimers; ++i) {
+      const TimerId id = loop.run_after(hours(1), [token = Token(alive), &fired] { ++fired; });
+      loop.cancel(id);
+      loop.queue_in_loop([&loop, id] {
+        loop.cancel(id);
+        loop.cancel(id);
+      });
+    }
+    std::latch arrived(1);
+    loop.queue_in_loop([&] { arrived.count_down(); });
+    arrived.wait();
+    if (round == kWarmUp) heap_early = heap_bytes();
+  }
+  EXPECT_LT(heap_bytes(), heap_early + kSlack);
+  EXPECT_EQ(alive, 0);
+  EXPECT_EQ(fired, 0);
+  thread.stop();
+  EXPECT_EQ(loop.timers().size(), 0U);
 }
 
 TEST_P(LoopThreadsTest, a_periodic_timer_is_ended_by_another_thread) {

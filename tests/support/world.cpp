@@ -38,7 +38,8 @@ ssize_t SendTap::raw_sendmsg(int fd, const msghdr* message, int flags) {
 }
 
 World::World(Backend backend, CountedPtr<MemoryBudget> budget)
-    : loop({.backend = backend, .kernel = &kernel, .memory_budget = std::move(budget)}) {}
+    : steps_per_turn_(acts_at_once(backend) ? 1 : 4),
+      loop({.backend = backend, .kernel = &kernel, .memory_budget = std::move(budget)}) {}
 
 bool World::run_until(const std::function<bool()>& condition) {
   // Real time, so that a test may move the loop's clock.
@@ -60,7 +61,7 @@ void World::settle() {
 }
 
 void World::turn(int turns) {
-  for (int i = 0; i < turns; ++i)
+  for (int i = 0; i < turns * steps_per_turn_; ++i)
     loop.step();
 }
 
@@ -106,6 +107,12 @@ World::Link World::connect(std::shared_ptr<Record> record, ConnectionCallbacks c
     link.connection = owner_.newest;
   }
   return link;
+}
+
+bool registers_with_the_kernel(Backend backend) { return backend != Backend::poll; }
+bool acts_at_once(Backend backend) { return backend != Backend::custom; }
+Call wait_call(Backend backend) {
+  return backend == Backend::poll ? Call::poll : Call::epoll_wait;
 }
 
 std::string backend_word(Backend backend) {

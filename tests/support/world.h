@@ -67,6 +67,7 @@ class World {
     std::size_t ended = 0;
   };
   Owner owner_;
+  int steps_per_turn_;
 
  public:
   EventLoop loop;
@@ -75,7 +76,9 @@ class World {
   [[nodiscard]] bool run_until(const std::function<bool()>& condition);
   /// Turns the loop, without waiting, until several turns in a row have had no event and the kernel's loopback has nothing under way.
   void settle();
-  /// Turns the loop `turns` times, without waiting.
+  /// Turns the loop, without waiting, as often as it takes for what is at hand to go `turns` steps
+  /// further: once for each on most back-ends, several times on the deferring one. For exactly one
+  /// turn, loop.step().
   void turn(int turns = 1);
 
   /// Callbacks that write into `record` and consume all input. Wrap or replace single ones as the test needs.
@@ -108,11 +111,23 @@ class ConformanceTest : public testing::TestWithParam<Backend> {
 inline constexpr Backend kBackends[] = {Backend::epoll, Backend::epoll_edge, Backend::poll,
                                         Backend::custom /* deferring */};
 
+// -- What only some of them do. A test that is about it says so and skips the others. --
+
+/// The kernel keeps the interest set, so that there is something to register (epoll).
+bool registers_with_the_kernel(Backend backend);
+/// send() reaches the kernel before it returns, and an event its handler in the same poll.
+bool acts_at_once(Backend backend);
+/// The call of the kernel seam by which it waits.
+Call wait_call(Backend backend);
+
 /// "epoll", "epoll_et", "poll", "deferring".
 std::string backend_word(Backend backend);
 std::string backend_test_name(const testing::TestParamInfo<Backend>& info);
 
 }  // namespace penstock::test
+
+#define PENSTOCK_ONLY_IF(condition, reason) \
+  if (!(condition)) GTEST_SKIP() << (reason)
 
 #define PENSTOCK_ON_EVERY_BACKEND(Suite)                                                    \
   INSTANTIATE_TEST_SUITE_P(Backends, Suite, testing::ValuesIn(::penstock::test::kBackends), \

@@ -153,6 +153,31 @@ TEST_P(ServerThreadsTest, stop_from_another_thread_flushes_and_ends_run) {
   EXPECT_EQ(server.statistics().live, 0U);
 }
 
+// The statistics come into being with start(); ThreadSanitizer watches.
+TEST_P(ServerThreadsTest, statistics_can_be_read_by_another_thread_while_the_server_starts) {
+  for (int round = 0; round < 20; ++round) {
+    TcpServer server({.loops = static_cast<std::size_t>(round % 2), .backend = GetParam()});
+    std::latch reading(1);
+    std::atomic<bool> seen{false};
+    std::atomic<bool> give_up{false};
+    std::thread reader([&] {
+      EXPECT_EQ(server.statistics().accepted, 0U);
+      reading.count_down();
+      while (!seen && !give_up)
+        seen = server.statistics().accepted == 1;
+    });
+    reading.wait();
+    EXPECT_TRUE(server.start().has_value());
+    const UniqueFd client = connect_to(server.address());
+    EXPECT_TRUE(eventually([&] {
+      server.loop().step();
+      return seen.load();
+    }));
+    give_up = true;
+    reader.join();
+  }
+}
+
 // XT5, ACC14: the connections wait in the mailbox of a loop that never gets to serve them before it is stopped.
 TEST_P(ServerThreadsTest, connections_on_their_way_to_a_loop_that_stops_are_closed_and_counted) {
   const std::size_t open = World::open_descriptors();
@@ -310,6 +335,45 @@ class Churn {
 TEST_P(ServerThreadsTest, handles_send_from_four_threads_into_connections_that_come_and_go) {
   Churn churn(GetParam());
   churn.run();
+}
+
+TEST_P(ServerThreadsTest, each_serving_loop_tells_its_account_and_they_add_up) {
+  TcpServer server({.loops = 2, .backend = GetParam()});
+  server.on_message([](TcpConnection& peer, InputBuffer& in) { peer.send(in.take()); });
+  ASSERT_TRUE(server.start().has_value());
+  ASSERT_EQ(server.serving_loops().size(), 2u);
+  std::thread serving([&] { EXPECT_EQ(server.run(), 0); });
+  std::vector<UniqueFd> clients;
+  for (int i = 0; i < 4; ++i)
+    clients.push_back(connect_to(server.address()));
+  for (const UniqueFd& client : clients) {
+    send_text(linux_kernel(), client.get(), "hello");
+    wait_for(linux_kernel(), client.get(), POLLIN);
+    EXPECT_EQ(receive(linux_kernel(), client.get()).text, "hello");
+  }
+  std::vector<LoopSnapshot> accounts(2);
+  std::latch told(2);
+  for (std::size_t i = 0; i < 2; ++i) {
+    EventLoop& loop = *server.serving_loops()[i];
+    loop.queue_in_loop([&loop, &told, &account = accounts[i]] {
+      account = take_snapshot(loop);
+      told.count_down();
+    });
+  }
+  told.wait();
+  LatencyHistogram lag;
+  for (const LoopSnapshot& account : accounts) {
+    EXPECT_EQ(account.live, 2u) << "least connections";
+    EXPECT_EQ(account.connections.opened, 2u);
+    EXPECT_EQ(account.connections.bytes_received, 10u);
+    EXPECT_EQ(account.connections.bytes_sent, 10u);
+    EXPECT_EQ(account.queued_bytes, 0u);
+    EXPECT_GT(account.loop.io.wakeups, 0u);
+    lag.merge(account.lag);
+  }
+  EXPECT_GT(lag.count(), 0u);
+  server.stop();
+  serving.join();
 }
 
 }  // namespace

@@ -11,11 +11,14 @@ using Duration = std::chrono::nanoseconds;
 
 /// Tag of monotonic time (CLOCK_MONOTONIC). It has no now(): ask Kernel::now or EventLoop::now.
 struct MonotonicClock {
+  ///@{
+  /// What the standard asks of a clock, but for now().
   using duration = Duration;
   using rep = duration::rep;
   using period = duration::period;
   using time_point = std::chrono::time_point<MonotonicClock, duration>;
   static constexpr bool is_steady = true;
+  ///@}
 };
 
 /// A point in monotonic time.

@@ -45,20 +45,29 @@ class CountedPtr {
   explicit CountedPtr(T* object) noexcept : object_(object) {
     if (object_ != nullptr) object_->add_share();
   }
+  /// Takes a share of its own.
   CountedPtr(const CountedPtr& other) noexcept : CountedPtr(other.object_) {}
+  /// Takes over the share; `other` is empty afterwards.
   CountedPtr(CountedPtr&& other) noexcept : object_(std::exchange(other.object_, nullptr)) {}
+  /// Gives up its own share for that of `other`.
   CountedPtr& operator=(CountedPtr other) noexcept {
     std::swap(object_, other.object_);
     return *this;
   }
+  /// Gives up its share; the last one destroys the object.
   ~CountedPtr() {
     if (object_ != nullptr) object_->drop_share();
   }
 
+  /// Whether it refers to an object.
   explicit operator bool() const noexcept { return object_ != nullptr; }
+  /// The object, or nullptr when empty; it lives as long as any share.
   T* get() const noexcept { return object_; }
+  ///@{
+  /// The object; not when empty.
   T& operator*() const noexcept { return *object_; }
   T* operator->() const noexcept { return object_; }
+  ///@}
 
  private:
   T* object_ = nullptr;

@@ -49,6 +49,7 @@ class IntrusiveList {
     root_.previous_ = root_.next_ = nullptr;
   }
 
+  /// Whether no element is linked.
   bool empty() const noexcept { return root_.next_ == &root_; }
 
   /// Appends an element that is in no list of this tag.

@@ -16,6 +16,7 @@ namespace penstock {
 /// ones count as the longest, negative ones as 0. 9 KiB.
 class LatencyHistogram {
  public:
+  /// Counts one.
   void record(Duration duration) noexcept {
     const std::uint64_t nanoseconds =
         std::min(static_cast<std::uint64_t>(std::max(duration.count(), Duration::rep{0})), kMax);
@@ -25,6 +26,7 @@ class LatencyHistogram {
     max_ = std::max(max_, nanoseconds);
   }
 
+  /// Adds what another one has counted.
   void merge(const LatencyHistogram& other) noexcept {
     for (std::size_t i = 0; i < buckets_.size(); ++i)
       buckets_[i] += other.buckets_[i];
@@ -33,6 +35,7 @@ class LatencyHistogram {
     max_ = std::max(max_, other.max_);
   }
 
+  /// How many have been counted.
   std::uint64_t count() const noexcept { return count_; }
   /// The longest; exact.
   Duration max() const noexcept { return Duration(static_cast<Duration::rep>(max_)); }
@@ -44,7 +47,9 @@ class LatencyHistogram {
   /// The duration that `fraction` (0 to 1) of all counted ones do not exceed, rounded up to the end
   /// of its bucket but never above max(). Zero when nothing has been counted.
   Duration percentile(double fraction) const noexcept {
-    const double rank = std::ceil(std::clamp(fraction, 0.0, 1.0) * static_cast<double>(count_));
+    // The fraction just below: 0.07 of 100 is 7, and 7.000000000000001 by multiplication.
+    const double below = std::nextafter(std::clamp(fraction, 0.0, 1.0), 0.0);
+    const double rank = std::ceil(below * static_cast<double>(count_));
     std::uint64_t left = std::max<std::uint64_t>(static_cast<std::uint64_t>(rank), 1);
     for (std::size_t i = 0; i < buckets_.size(); ++i) {
       if (buckets_[i] >= left) {

@@ -18,7 +18,6 @@ enum class Errc {
   too_many_connections,  ///< The wanted limit does not fit under the descriptor limit.
   already_started,       ///< The object is in use already.
   stopped,               ///< The object has been stopped; it cannot be used again.
-  loop_gone,             ///< The event loop no longer exists.
   callback_threw,        ///< A user callback threw an exception.
   out_of_loops,          ///< More event loops at a time than the mailbox table has room for.
   self_connected,  ///< A connection attempt met itself: nobody listens there (TCP simultaneous open).
@@ -32,6 +31,7 @@ enum class Errc {
 /// The category of Errc; its messages say what to do.
 const std::error_category& penstock_category() noexcept;
 
+/// Makes Errc an error code; found by std::error_code itself.
 inline std::error_code make_error_code(Errc error) noexcept {
   return {static_cast<int>(error), penstock_category()};
 }

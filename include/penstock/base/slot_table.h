@@ -16,9 +16,10 @@ namespace penstock {
 
 /// Name of an object in a SlotTable. Generation 0 names nothing.
 struct SlotId {
-  std::uint32_t slot = 0;
-  std::uint32_t generation = 0;
+  std::uint32_t slot = 0;        ///< Index in the table.
+  std::uint32_t generation = 0;  ///< Which of the slot's tenants.
 
+  /// An order for use as a key; it means nothing else.
   friend auto operator<=>(const SlotId&, const SlotId&) = default;
 };
 
@@ -75,6 +76,7 @@ class SlotTable {
     free_.push_back(id.slot);  // grow() reserved the room
   }
 
+  /// Objects that live.
   std::size_t size() const noexcept { return size_; }
 
   /// Calls visit(SlotId, T&) for each object; visit may erase the one it is given.

@@ -7,6 +7,7 @@
 
 #include "penstock/base/assert.h"
 
+/// @cond
 // Under AddressSanitizer the payload of a block in the free list must not be touched, least of all
 // by a kernel that still believes it was lent to it.
 #if __has_include(<sanitizer/asan_interface.h>)
@@ -15,6 +16,7 @@
 #define ASAN_POISON_MEMORY_REGION(address, size) static_cast<void>(0)
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) static_cast<void>(0)
 #endif
+/// @endcond
 
 namespace penstock {
 
@@ -22,7 +24,7 @@ namespace penstock {
 /// is never empty while it is in a queue. Pool blocks and exactly sized nodes keep the bytes right
 /// behind this header; other nodes hold a string, a vector or a share in a SharedBytes.
 struct Block {
-  Block* next = nullptr;
+  Block* next = nullptr;             ///< The next node of the queue or free list.
   const std::byte* begin = nullptr;  ///< The first byte not consumed.
   const std::byte* end = nullptr;    ///< One past the last byte written.
   std::size_t room = 0;              ///< Bytes that may still be written at `end`.
@@ -31,6 +33,7 @@ struct Block {
   void (*destroy)(Block*) noexcept =
       nullptr;  ///< Frees the node; nullptr: it belongs to a BlockPool.
 
+  /// Bytes not consumed.
   std::size_t size() const noexcept { return static_cast<std::size_t>(end - begin); }
 
   /// The bytes right behind the header; for nodes that were allocated with such bytes.

@@ -36,6 +36,7 @@ class InputBuffer {
 
   /// Unread bytes.
   std::size_t size() const noexcept { return static_cast<std::size_t>(end_ - begin_); }
+  /// Whether there is no unread byte.
   bool empty() const noexcept { return begin_ == end_; }
 
   /// All unread bytes, not consumed.
@@ -89,9 +90,10 @@ class InputBuffer {
     return offset_of(text().find(wanted, from));
   }
 
-  /// The unsigned integer that the first bytes are in network byte order (big-endian), or in
-  /// little-endian order (_le); nothing when there are too few bytes. peek_ leaves the bytes, read_
-  /// consumes them.
+  ///@{
+  /// The unsigned integer that the first bytes are in network byte order (big-endian), or by the
+  /// names that end in `_le` in little-endian order; nothing when there are too few bytes. `peek_`
+  /// leaves the bytes, `read_` consumes them.
   std::optional<std::uint8_t> peek_u8() const noexcept { return peek_as<std::uint8_t, kNetwork>(); }
   std::optional<std::uint16_t> peek_u16() const noexcept {
     return peek_as<std::uint16_t, kNetwork>();
@@ -118,6 +120,7 @@ class InputBuffer {
   std::optional<std::uint16_t> read_u16_le() noexcept { return read_as<std::uint16_t, kLittle>(); }
   std::optional<std::uint32_t> read_u32_le() noexcept { return read_as<std::uint32_t, kLittle>(); }
   std::optional<std::uint64_t> read_u64_le() noexcept { return read_as<std::uint64_t, kLittle>(); }
+  ///@}
 
   // ---- For the connection ----------------------------------------------------------------------
   // Its cycle: lend(), the callback, keep_rest(). The callback may also be run again over what is

@@ -17,10 +17,12 @@ class MemoryBudget final : public Counted<MemoryBudget> {
   /// `limit` in bytes.
   explicit MemoryBudget(std::size_t limit) noexcept : limit_(limit) {}
 
+  /// The bound, in bytes.
   std::size_t limit() const noexcept { return limit_; }
   /// Bytes leased out.
   std::size_t leased() const noexcept { return leased_.load(std::memory_order_relaxed); }
 
+  /// Leases `bytes`, or answers false and leases nothing: they do not fit under the limit.
   [[nodiscard]] bool acquire(std::size_t bytes) noexcept {
     std::size_t leased = leased_.load(std::memory_order_relaxed);
     do {
@@ -28,6 +30,7 @@ class MemoryBudget final : public Counted<MemoryBudget> {
     } while (!leased_.compare_exchange_weak(leased, leased + bytes, std::memory_order_relaxed));
     return true;
   }
+  /// Takes back what acquire() leased.
   void release(std::size_t bytes) noexcept { leased_.fetch_sub(bytes, std::memory_order_relaxed); }
 
  private:
@@ -38,11 +41,14 @@ class MemoryBudget final : public Counted<MemoryBudget> {
 /// One loop's share. Single-threaded.
 class BudgetLease {
  public:
+  /// What a loop leases at a time: 1 MiB, in bytes.
   static constexpr std::size_t kStep = 1024 * 1024;
 
+  /// A share in `budget`, which is not empty; nothing is leased yet.
   explicit BudgetLease(CountedPtr<MemoryBudget> budget) noexcept : budget_(std::move(budget)) {}
   BudgetLease(const BudgetLease&) = delete;
   BudgetLease& operator=(const BudgetLease&) = delete;
+  /// Gives the lease back. Everything must have been discharged.
   ~BudgetLease() {
     PENSTOCK_ASSERT(used_ == 0, "memory is still charged to a loop that goes");
     budget_->release(leased_);
@@ -55,13 +61,16 @@ class BudgetLease {
     return true;
   }
 
+  /// Takes back a charge. More than 2 MiB of unused lease goes back to the budget.
   void discharge(std::size_t bytes) noexcept {
     PENSTOCK_ASSERT(bytes <= used_, "more discharged than charged");
     used_ -= bytes;
     if (leased_ - used_ > 2 * kStep) shrink();
   }
 
+  /// Bytes charged.
   std::size_t used() const noexcept { return used_; }
+  /// The budget it leases from.
   const CountedPtr<MemoryBudget>& budget() const noexcept { return budget_; }
 
  private:

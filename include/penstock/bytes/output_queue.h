@@ -38,6 +38,7 @@ class OutputQueue {
   /// The queue must be empty: call clear() first, it needs the pool.
   ~OutputQueue() { PENSTOCK_ASSERT(head_ == nullptr, "clear() the queue before it goes"); }
 
+  /// Whether nothing is queued.
   bool empty() const noexcept { return head_ == nullptr; }
 
   /// Payload bytes queued.
@@ -86,6 +87,7 @@ class OutputQueue {
   static std::size_t charge_of(const std::string& payload) noexcept;
   static std::size_t charge_of(const std::vector<std::byte>& payload) noexcept;
   static std::size_t charge_of(const SharedBytes& payload) noexcept;
+  /// By how much append() of this payload would raise owned_charge(). Exact.
   static std::size_t owned_charge_of(const SharedBytes& payload) noexcept;
 
   /// Describes the first bytes of the queue, node by node, in up to out.size() entries, and returns

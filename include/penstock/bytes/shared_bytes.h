@@ -36,7 +36,9 @@ class SharedBytes {
   std::span<const std::byte> bytes() const noexcept {
     return payload_ ? payload_->bytes : std::span<const std::byte>();
   }
+  /// How many bytes there are.
   std::size_t size() const noexcept { return bytes().size(); }
+  /// Whether there are none.
   bool empty() const noexcept { return size() == 0; }
 
   /// Memory held by the payload, unused capacity included; 0 when empty.

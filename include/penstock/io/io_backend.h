@@ -137,6 +137,7 @@ struct Readiness {
 /// Receives the events of one watched descriptor.
 class WatchHandler {
  public:
+  /// Something happened on the descriptor; called each turn as long as the condition holds.
   virtual void on_ready(Readiness readiness) = 0;
 
  protected:
@@ -167,7 +168,7 @@ class IoBackend {
   /// All streams have been closed and reported; listeners and watches are dropped.
   virtual ~IoBackend() = default;
 
-  /// The name by which it is chosen, for instance "epoll".
+  /// Its name, for instance "epoll": the one by which it is chosen, but for a custom one.
   virtual std::string_view name() const = 0;
 
   /// Takes over a connected, nonblocking socket. On error the descriptor is closed.
@@ -211,11 +212,14 @@ class IoBackend {
   /// Whether the last poll() may have left events with the kernel, its batch being full.
   virtual bool more_waiting() const = 0;
 
+  /// Its counters; read on the loop's thread.
   virtual const IoStatistics& statistics() const = 0;
 
  protected:
+  /// `now` is what now() answers until the first wait has ended.
   explicit IoBackend(TimePoint now) noexcept : now_(now) {}
 
+  /// What now() answers; poll() sets it when a wait ends.
   TimePoint now_;
 };
 
@@ -230,15 +234,16 @@ enum class Backend : std::uint8_t {
 
 /// "auto", "epoll", "epoll-et", "poll"; "custom" where there is one. Error: unknown_backend.
 Result<Backend> parse_backend(std::string_view name);
+/// The name parse_backend() reads.
 std::string_view to_string(Backend backend) noexcept;
 
 /// What `automatic` stands for: PENSTOCK_BACKEND if it is set and not empty (an unknown name is an
 /// error), else epoll. An explicit choice is answered as it is.
 Result<Backend> resolve_backend(Backend backend);
 
-/// Makes a back-end of the program's own for Backend::custom, in place of any before; nullptr
-/// removes it. Thread-safe. Errors are those of the loop that wanted it.
+/// Makes a back-end of the program's own. Its errors are those of the loop that wanted it.
 using BackendFactory = Result<std::unique_ptr<IoBackend>> (*)(Kernel& kernel);
+/// Says what makes Backend::custom, in place of any before; nullptr for nothing. Thread-safe.
 void set_custom_backend(BackendFactory factory) noexcept;
 
 /// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and

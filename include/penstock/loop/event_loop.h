@@ -49,19 +49,21 @@ struct EventLoopOptions {
 
 /// Names a timer of one loop; 0 names none.
 struct TimerId {
+  /// Never used twice by a loop.
   std::uint64_t value = 0;
 
+  /// Whether both name the same timer, of one loop.
   friend bool operator==(const TimerId&, const TimerId&) = default;
 };
 
 /// Counters of a loop since its start. Read on the loop's thread.
 struct LoopStatistics {
-  std::uint64_t turns = 0;
-  std::uint64_t tasks_run = 0;
-  std::uint64_t timers_fired = 0;
+  std::uint64_t turns = 0;            ///< Turns made.
+  std::uint64_t tasks_run = 0;        ///< Tasks run, those that threw included.
+  std::uint64_t timers_fired = 0;     ///< Timers fired, those of connections included.
   std::uint64_t exceptions = 0;       ///< User callbacks of any kind that threw.
   std::uint64_t wakeups_written = 0;  ///< Posts that had to wake the loop.
-  IoStatistics io{};
+  IoStatistics io{};                  ///< Its back-end's.
 };
 
 /// A part of an upper floor that lives in a loop and takes part in its turns (the connections do).
@@ -79,9 +81,12 @@ class LoopService {
   virtual bool busy() const = 0;
   /// The loop is being destroyed: start to end everything. Turns follow until idle().
   virtual void shut_down() = 0;
+  /// Whether everything has ended, so that the loop may go.
   virtual bool idle() const = 0;
 };
 
+/// Turns on one thread at a time and serves everything that was made on it. A program owns it; what
+/// stands under "Thread-safe" may be called from anywhere.
 class EventLoop {
  public:
   /// Makes a loop. If that fails, the object exists and error() says why; start() of a server on
@@ -95,7 +100,8 @@ class EventLoop {
   /// timers.
   ~EventLoop();
 
-  /// Why the loop cannot work; no error if it can.
+  /// Why the loop cannot work; no error if it can. Without looking here first, only run(), watch(),
+  /// on_signal(), posting and the destructor may be used.
   std::error_code error() const noexcept { return error_; }
 
   // -- Thread-safe --
@@ -152,6 +158,8 @@ class EventLoop {
   /// holds. The descriptor stays the caller's; unwatch before closing it. Errors: EEXIST when
   /// watched already, EPERM for a regular file, and what epoll_ctl says.
   [[nodiscard]] Result<WatchId> watch(int fd, Interest interest, WatchCallback callback);
+  /// Waits for something else on the descriptor. Errors: ENOENT when the id is unknown, and what
+  /// epoll_ctl says.
   [[nodiscard]] Result<void> change_watch(WatchId id, Interest interest);
   /// The callback does not run again; it is destroyed at the end of the turn. Unknown ids are
   /// ignored.
@@ -164,7 +172,9 @@ class EventLoop {
   [[nodiscard]] Result<void> on_signal(int signal_number,
                                        std::move_only_function<void(int)> callback);
 
+  /// The name of its back-end, for instance "epoll".
   std::string_view backend_name() const noexcept { return backend_->name(); }
+  /// Its counters so far. Not for a loop that could not be made.
   LoopStatistics statistics() const;
   /// How long the loop was away from its wait, each turn: what an event may have had to wait for,
   /// beside the events before it.
@@ -172,11 +182,15 @@ class EventLoop {
 
   // -- For the floors above --
 
+  ///@{
+  /// What the loop is made of; borrowed, and used on the loop's thread. Not for a loop that could not
+  /// be made.
   IoBackend& backend() noexcept { return *backend_; }
   Kernel& kernel() noexcept { return kernel_; }
   BudgetLease& memory() noexcept { return memory_; }
   TimerQueue& timers() noexcept { return timers_; }
   Mailbox& mailbox() noexcept { return *mailbox_; }
+  ///@}
   /// Asserts that the caller may touch the loop's objects: it is in the loop, or the loop does not
   /// run.
   void assert_here() const noexcept;

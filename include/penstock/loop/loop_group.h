@@ -12,6 +12,7 @@
 
 namespace penstock {
 
+/// How the loops of a group are made.
 struct LoopGroupOptions {
   /// Threads, each with one loop; at least 1.
   std::size_t loops = 1;
@@ -23,11 +24,14 @@ struct LoopGroupOptions {
   std::move_only_function<void(std::size_t index, EventLoop& loop)> on_thread_start{};
 };
 
+/// Several loops, each turned by a thread of its own from start() to stop().
 class LoopGroup {
  public:
+  /// Starts nothing yet.
   explicit LoopGroup(LoopGroupOptions options);
   LoopGroup(const LoopGroup&) = delete;
   LoopGroup& operator=(const LoopGroup&) = delete;
+  /// Stops, if need be. Not from one of its loops.
   ~LoopGroup();
 
   /// Makes the loops and starts their threads, in which all signals are blocked. Error: what making
@@ -40,6 +44,7 @@ class LoopGroup {
 
   /// Loops that run; 0 before start() and after stop().
   std::size_t size() const noexcept { return loops_.size(); }
+  /// The loop of that index, less than size(). It lives until stop().
   EventLoop& loop(std::size_t index) noexcept { return *loops_[index]; }
 
  private:

@@ -33,9 +33,10 @@ using Task = std::move_only_function<void()>;
 
 /// Names an event loop for ever; generation 0 names none.
 struct LoopId {
-  std::uint32_t slot = 0;
-  std::uint32_t generation = 0;
+  std::uint32_t slot = 0;        ///< Index of the mailbox.
+  std::uint32_t generation = 0;  ///< Which of the loops that have used it.
 
+  /// An order for use as a key; it means nothing else.
   friend auto operator<=>(const LoopId&, const LoopId&) = default;
 };
 
@@ -46,6 +47,7 @@ enum class [[nodiscard]] PostResult : std::uint8_t {
   closed,  ///< The loop is gone; nothing has been taken.
 };
 
+/// The mail of one loop. Made by open(), never destroyed; the loop borrows it until retire().
 class Mailbox {
  public:
   /// Loops that can exist at a time.
@@ -53,8 +55,8 @@ class Mailbox {
 
   /// A task and the bytes it is charged with.
   struct Item {
-    Task task;
-    std::size_t charge;
+    Task task;           ///< Not empty.
+    std::size_t charge;  ///< Bytes; 0 for a task that is not bounded.
   };
 
   Mailbox(const Mailbox&) = delete;
@@ -82,6 +84,7 @@ class Mailbox {
   /// The loop is gone: the mailbox may serve another one. The last call.
   void retire();
 
+  /// The name of the loop it serves.
   LoopId id() const noexcept { return id_; }
   /// Whether there may be mail. Cheap; no lock.
   bool has_mail() const noexcept { return has_mail_.load(std::memory_order_acquire); }

@@ -29,6 +29,7 @@ class TimerQueue;
 /// moved.
 class Timer {
  public:
+  /// What a timer calls, with the context it was made with.
   using Callback = void (*)(void* context);
 
   /// Will call callback(context) each time it fires.
@@ -81,6 +82,7 @@ class TimerQueue {
     if (places_ >= heap_.capacity()) heap_.reserve(places_ < 32 ? 64 : 2 * places_);
     ++places_;
   }
+  /// Takes back one add_place().
   void remove_place() noexcept { --places_; }
 
   /// Takes back the setting of a timer of this queue; does nothing when it is not scheduled. Never
@@ -135,6 +137,7 @@ class TimerQueue {
 /// Room for one timer in a queue, which outlives it: with it, scheduling that timer cannot fail.
 class TimerPlace {
  public:
+  /// Makes the room. Throws std::bad_alloc, with nothing changed.
   explicit TimerPlace(TimerQueue& queue) : queue_(queue) { queue_.add_place(); }
   TimerPlace(const TimerPlace&) = delete;
   TimerPlace& operator=(const TimerPlace&) = delete;

@@ -10,6 +10,7 @@ namespace penstock {
 /// wrapped kernel. Results pass unchanged, EINTR included.
 class ForwardingKernel : public Kernel {
  public:
+  /// Hands everything to `wrapped`, which outlives it.
   explicit ForwardingKernel(Kernel& wrapped) noexcept : wrapped_(wrapped) {}
 
  protected:

@@ -37,9 +37,9 @@ namespace penstock {
 
 /// What a file is (stat(2)).
 struct FileStatus {
-  mode_t mode = 0;  ///< Its kind and permissions; test with S_ISSOCK and the like.
-  dev_t device = 0;
-  ino_t inode = 0;
+  mode_t mode = 0;   ///< Its kind and permissions; test with S_ISSOCK and the like.
+  dev_t device = 0;  ///< Where it is.
+  ino_t inode = 0;   ///< Which one it is there.
 
   /// The same file: same device and inode.
   bool is_same(const FileStatus& other) const noexcept {
@@ -59,9 +59,13 @@ class Kernel {
   // -- Sockets. Each answers >= 0 or -errno, like the system call of its name (see its man page).
   //    --
 
+  /// socket(2).
   int socket(int domain, int type, int protocol) { return raw_socket(domain, type, protocol); }
+  /// bind(2).
   int bind(int fd, const sockaddr* address, socklen_t size) { return raw_bind(fd, address, size); }
+  /// listen(2).
   int listen(int fd, int backlog) { return raw_listen(fd, backlog); }
+  /// accept4(2), repeated after EINTR.
   int accept4(int fd, sockaddr* peer, socklen_t* size, int flags) {
     return retried([&] { return raw_accept4(fd, peer, size, flags); });
   }
@@ -70,31 +74,41 @@ class Kernel {
     const int result = raw_connect(fd, address, size);
     return result == -EINTR ? -EINPROGRESS : result;
   }
+  /// getsockopt(2).
   int getsockopt(int fd, int level, int name, void* value, socklen_t* size) {
     return raw_getsockopt(fd, level, name, value, size);
   }
+  /// setsockopt(2).
   int setsockopt(int fd, int level, int name, const void* value, socklen_t size) {
     return raw_setsockopt(fd, level, name, value, size);
   }
+  /// getsockname(2).
   int getsockname(int fd, sockaddr* address, socklen_t* size) {
     return raw_getsockname(fd, address, size);
   }
+  /// getpeername(2).
   int getpeername(int fd, sockaddr* address, socklen_t* size) {
     return raw_getpeername(fd, address, size);
   }
+  /// shutdown(2).
   int shutdown(int fd, int how) { return raw_shutdown(fd, how); }
+  /// recv(2), repeated after EINTR.
   ssize_t recv(int fd, void* buffer, std::size_t size, int flags) {
     return retried([&] { return raw_recv(fd, buffer, size, flags); });
   }
+  /// send(2) with MSG_NOSIGNAL, repeated after EINTR.
   ssize_t send(int fd, const void* bytes, std::size_t size, int flags) {
     return retried([&] { return raw_send(fd, bytes, size, flags | MSG_NOSIGNAL); });
   }
+  /// sendmsg(2) with MSG_NOSIGNAL, repeated after EINTR.
   ssize_t sendmsg(int fd, const msghdr* message, int flags) {
     return retried([&] { return raw_sendmsg(fd, message, flags | MSG_NOSIGNAL); });
   }
+  /// sendfile(2), repeated after EINTR.
   ssize_t sendfile(int to, int from, off_t* offset, std::size_t size) {
     return retried([&] { return raw_sendfile(to, from, offset, size); });
   }
+  /// splice(2), repeated after EINTR.
   ssize_t splice(int from, int to, std::size_t size, unsigned flags) {
     return retried([&] { return raw_splice(from, to, size, flags); });
   }
@@ -103,7 +117,9 @@ class Kernel {
 
   // -- Waiting --
 
+  /// epoll_create1(2).
   int epoll_create(int flags) { return raw_epoll_create(flags); }
+  /// epoll_ctl(2).
   int epoll_ctl(int epoll_fd, int operation, int fd, epoll_event* event) {
     return raw_epoll_ctl(epoll_fd, operation, fd, event);
   }
@@ -117,10 +133,12 @@ class Kernel {
     const int result = raw_poll(descriptors, timeout);
     return result == -EINTR ? 0 : result;
   }
+  /// eventfd(2).
   int eventfd(unsigned initial, int flags) { return raw_eventfd(initial, flags); }
 
   // -- Signals --
 
+  /// signalfd(2).
   int signalfd(int fd, const sigset_t* mask, int flags) { return raw_signalfd(fd, mask, flags); }
   /// pthread_sigmask(3) for the calling thread.
   int signal_mask(int how, const sigset_t* set, sigset_t* previous) {
@@ -129,12 +147,15 @@ class Kernel {
 
   // -- Descriptors of any kind --
 
+  /// read(2), repeated after EINTR.
   ssize_t read(int fd, void* buffer, std::size_t size) {
     return retried([&] { return raw_read(fd, buffer, size); });
   }
+  /// write(2), repeated after EINTR.
   ssize_t write(int fd, const void* bytes, std::size_t size) {
     return retried([&] { return raw_write(fd, bytes, size); });
   }
+  /// open(2), repeated after EINTR.
   int open(const char* path, int flags) {
     return retried([&] { return raw_open(path, flags); });
   }
@@ -143,6 +164,7 @@ class Kernel {
     const int result = raw_close(fd);
     return result == -EINTR ? 0 : result;
   }
+  /// unlink(2).
   int unlink(const char* path) { return raw_unlink(path); }
   /// What is at `path`, without following a final symbolic link; with an empty path, what `fd` is.
   /// 0 or -errno.
@@ -168,6 +190,8 @@ class Kernel {
   std::size_t memory_limit() { return raw_memory_limit(); }
 
  protected:
+  ///@{
+  /// The call of that name as the kernel answers it, EINTR included (rule 1).
   virtual int raw_socket(int domain, int type, int protocol) = 0;
   virtual int raw_bind(int fd, const sockaddr* address, socklen_t size) = 0;
   virtual int raw_listen(int fd, int backlog) = 0;
@@ -203,6 +227,7 @@ class Kernel {
   virtual std::size_t raw_descriptor_limit() = 0;
   virtual std::size_t raw_open_descriptors() = 0;
   virtual std::size_t raw_memory_limit() = 0;
+  ///@}
 
   /// Lets a wrapper such as ForwardingKernel call the raw methods of the kernel it stands before.
   friend class ForwardingKernel;

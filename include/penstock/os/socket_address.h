@@ -25,15 +25,20 @@ class SocketAddress {
   /// name.
   static Result<SocketAddress> parse(std::string_view text);
 
+  /// AF_INET, AF_INET6, AF_UNIX, or AF_UNSPEC when empty.
   int family() const noexcept { return storage_.ss_family; }
+  /// Whether it is an IPv4 or IPv6 address.
   bool is_ip() const noexcept { return family() == AF_INET || family() == AF_INET6; }
+  /// Whether it names a Unix socket.
   bool is_unix() const noexcept { return family() == AF_UNIX; }
   /// The port in host order; 0 for what has none.
   std::uint16_t port() const noexcept;
   /// The path of a Unix socket ("@name" when abstract, "" when unnamed); "" for others.
   std::string path() const;
 
+  /// The kernel's form, size() bytes of it; valid as long as this object.
   const sockaddr* data() const noexcept { return reinterpret_cast<const sockaddr*>(&storage_); }
+  /// Bytes of the kernel's form that are in use.
   socklen_t size() const noexcept { return size_; }
 
   /// The form parse() reads; "unspecified" when empty.

@@ -12,8 +12,11 @@ namespace penstock {
 class UniqueFd {
  public:
   UniqueFd() = default;
+  /// Takes over `fd`; a negative one is none. `kernel`, which closes it, outlives this object.
   UniqueFd(Kernel& kernel, int fd) noexcept : kernel_(&kernel), fd_(fd) {}
+  /// Takes over the descriptor; `other` is empty afterwards.
   UniqueFd(UniqueFd&& other) noexcept : kernel_(other.kernel_), fd_(std::exchange(other.fd_, -1)) {}
+  /// Closes its own descriptor and takes over that of `other`, which is empty afterwards.
   UniqueFd& operator=(UniqueFd&& other) noexcept {
     if (this != &other) {
       reset();
@@ -24,7 +27,9 @@ class UniqueFd {
   }
   ~UniqueFd() { reset(); }
 
+  /// The descriptor, or -1. It stays owned.
   int get() const noexcept { return fd_; }
+  /// Whether it holds a descriptor.
   explicit operator bool() const noexcept { return fd_ >= 0; }
 
   /// Gives the descriptor away; the caller closes it.

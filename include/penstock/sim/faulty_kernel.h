@@ -75,6 +75,7 @@ enum class Call : std::size_t {
   entropy,
 };
 
+/// How many values Call has.
 inline constexpr std::size_t kCallKinds = static_cast<std::size_t>(Call::entropy) + 1;
 
 /// Which calls to disturb, and how. Set exactly one of `error` and `shorten_to`.
@@ -83,6 +84,7 @@ inline constexpr std::size_t kCallKinds = static_cast<std::size_t>(Call::entropy
 /// that has none. "Delay" is not a separate effect: EAGAIN delays a call that will be repeated,
 /// EINTR makes a wait answer no events.
 struct Fault {
+  /// Only calls of this kind.
   Call call = Call::any;
 
   /// Only calls on this descriptor.
@@ -114,6 +116,7 @@ class FaultyKernel final : public ForwardingKernel {
   /// Names a rule of this kernel.
   enum class Rule : std::size_t {};
 
+  /// Stands before a kernel, which outlives it; disturbs nothing yet.
   using ForwardingKernel::ForwardingKernel;
 
   /// Adds a rule, in force at once. Every rule counts the calls it matches; of several that are due

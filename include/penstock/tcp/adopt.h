@@ -10,7 +10,7 @@
 
 namespace penstock {
 
-/// Takes over a connected stream socket (TCP or Unix) and runs on_connect. It is made non-blocking
+/// Takes over a connected stream socket (TCP or Unix) and runs on_connect, before this returns. It is made non-blocking
 /// and close-on-exec; its options are left as they are. On the loop's thread, or while the loop does
 /// not run. Errors, with the descriptor closed and no callback run: ENOTSOCK, EPROTOTYPE (no stream
 /// socket), ENOTCONN, and what the kernel says.

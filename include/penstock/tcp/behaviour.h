@@ -18,6 +18,7 @@ namespace penstock {
 /// An empty one is skipped. A callback that throws ends its connection, not the loop. A callback
 /// may close, abort or swap anything.
 struct ConnectionCallbacks {
+  /// Takes the connection and perhaps more. Called as const, because loops share it: no `mutable`.
   template <class... Arguments>
   using Callback = std::move_only_function<void(TcpConnection&, Arguments...) const>;
 
@@ -31,9 +32,10 @@ struct ConnectionCallbacks {
   Callback<> on_peer_finished{};
   /// Everything accepted for sending has been taken by the kernel. Once per drain, not per send.
   Callback<> on_write_complete{};
-  /// Output has risen above the high-water mark. Alternates strictly with on_low_water.
+  /// Output has risen above the high-water mark. Not told again before on_low_water.
   Callback<> on_high_water{};
-  /// Output has fallen to the low-water mark.
+  /// Output has fallen to the low-water mark after on_high_water, or has gone after a try_send that
+  /// answered `full`.
   Callback<> on_low_water{};
   /// The connection has ended: exactly once, and nothing after it.
   Callback<const CloseReport&> on_close{};
@@ -41,11 +43,12 @@ struct ConnectionCallbacks {
 
 /// Callbacks and limits together.
 struct Behaviour final : Counted<Behaviour> {
+  /// As make_behaviour(), which is the way to make one.
   Behaviour(ConnectionCallbacks its_callbacks, ConnectionLimits its_limits)
       : callbacks(std::move(its_callbacks)), limits(its_limits) {}
 
-  const ConnectionCallbacks callbacks;
-  const ConnectionLimits limits;
+  const ConnectionCallbacks callbacks;  ///< What the connections call.
+  const ConnectionLimits limits;        ///< What they may take.
 };
 
 /// Makes a behaviour, for TcpConnection::set_behaviour and adopted descriptors.

@@ -22,6 +22,7 @@ enum class CloseReason : std::uint8_t {
   local,  ///< This side ended it: close(), abort(), its server or loop went, or a callback threw.
   detached,  ///< detach() took its descriptor out; the connection itself goes on.
 };
+/// How many reasons there are.
 inline constexpr std::size_t kCloseReasons = static_cast<std::size_t>(CloseReason::detached) + 1;
 
 /// Which limit of time ended a connection.
@@ -32,34 +33,39 @@ enum class TimeoutKind : std::uint8_t {
   half_close,      ///< One side had finished and nothing moved any more.
   unacknowledged,  ///< The kernel gave up on the peer (keep-alive, TCP_USER_TIMEOUT).
 };
+/// How many kinds there are.
 inline constexpr std::size_t kTimeoutKinds =
     static_cast<std::size_t>(TimeoutKind::unacknowledged) + 1;
 
 /// How connections ended: how many for each reason, and of the time-outs how many of each kind.
 struct EndCounts {
-  std::array<std::uint64_t, kCloseReasons> reasons{};
-  std::array<std::uint64_t, kTimeoutKinds> timeouts{};
+  std::array<std::uint64_t, kCloseReasons> reasons{};   ///< By CloseReason.
+  std::array<std::uint64_t, kTimeoutKinds> timeouts{};  ///< By TimeoutKind.
 
+  /// Adds one that has ended.
   void count(CloseReason reason, TimeoutKind timeout) noexcept {
     ++reasons[static_cast<std::size_t>(reason)];
     ++timeouts[static_cast<std::size_t>(timeout)];
   }
 
+  /// How many ended so.
   std::uint64_t operator[](CloseReason reason) const noexcept {
     return reasons[static_cast<std::size_t>(reason)];
   }
+  /// How many time-outs were of this kind.
   std::uint64_t operator[](TimeoutKind kind) const noexcept {
     return timeouts[static_cast<std::size_t>(kind)];
   }
 };
 
+/// The name as it is written above, for instance "eof" or "write_stall".
 std::string_view to_string(CloseReason reason) noexcept;
 std::string_view to_string(TimeoutKind kind) noexcept;
 
 /// The account of a connection, given to on_close.
 struct CloseReport {
-  CloseReason reason = CloseReason::local;
-  TimeoutKind timeout = TimeoutKind::none;
+  CloseReason reason = CloseReason::local;  ///< Why it ended.
+  TimeoutKind timeout = TimeoutKind::none;  ///< Which limit, when the reason is timeout.
   /// What the kernel said; Errc::callback_threw; for overflow which limit it was: Errc::output_limit,
   /// input_limit or memory_limit, or ENOMEM. Else none.
   std::error_code error{};

@@ -80,6 +80,7 @@ struct DirtyTag;
 struct NotifyTag;
 struct OwnerTag;
 
+/// One connection, lent to callbacks as TcpConnection&. Loop's thread only.
 class TcpConnection final : private StreamHandler,
                             public ListLink<DirtyTag>,
                             public ListLink<NotifyTag>,
@@ -129,8 +130,8 @@ class TcpConnection final : private StreamHandler,
   void abort();
   /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
   void close_with_protocol_error();
-  /// close(), but at once when the peer has acknowledged everything and nothing waits to be read:
-  /// for an orderly stop.
+  /// What an orderly stop of a server does: close(), but at once when the peer has acknowledged
+  /// everything and nothing waits to be read, and only after the last release().
   void close_for_stop();
 
   /// Whether neither close(), abort() nor an error has ended it.
@@ -138,23 +139,29 @@ class TcpConnection final : private StreamHandler,
 
   // -- Reading --
 
-  /// Stops on_message until resume_reading() has been called as often. Input that has arrived stays
-  /// in the kernel. Counted.
+  /// Stops on_message until resume_reading() has been called as often. Input that arrives
+  /// stays in the kernel; what a completion back-end has taken by then is kept and delivered on
+  /// resume. Counted.
   void pause_reading();
+  /// Takes back one pause_reading(); with the last one reading goes on.
   void resume_reading();
-  /// Whether it is read right now: not paused by the user, nor by its own output.
+  /// Whether it is read right now: not paused by the user, by its own output or by input that is kept
+  /// up to the limit; not at the end of its input, and not while it is being detached.
   bool is_reading() const noexcept { return receiving_; }
 
-  /// Keeps the connection open after the peer has finished, for a reply still being computed;
-  /// release() takes it back. Counted.
+  /// Keeps the connection open after the peer has finished, for a reply still being computed: no
+  /// automatic finish(), no idle and no half-close limit. release() takes it back. Counted.
   void hold();
+  /// Takes back one hold().
   void release();
 
   // -- What it is --
 
   /// For other threads, and for keeping.
   ConnectionHandle handle() const noexcept;
+  /// The loop it lives on.
   EventLoop& loop() const noexcept { return *loop_; }
+  /// The other end, as accept4 told it.
   const SocketAddress& peer_address() const noexcept { return peer_; }
   /// The local end; asks the kernel. Empty when the connection has ended.
   SocketAddress local_address() const;
@@ -163,7 +170,9 @@ class TcpConnection final : private StreamHandler,
   int descriptor() const noexcept { return stream_ != nullptr ? stream_->descriptor() : -1; }
   /// When the input of this callback was received.
   TimePoint receive_time() const noexcept { return loop_->now(); }
+  /// Bytes taken from the kernel since the start.
   std::uint64_t bytes_received() const noexcept { return bytes_received_; }
+  /// Bytes taken by the kernel since the start.
   std::uint64_t bytes_sent() const noexcept { return bytes_sent_; }
 
   /// Gives it other callbacks and limits, from its next event on (protocol upgrade).
@@ -173,8 +182,11 @@ class TcpConnection final : private StreamHandler,
   /// that had been received and not consumed.
   using DetachCallback = std::move_only_function<void(UniqueFd fd, std::string unread)>;
   /// Takes the connection out of the loop without ending it: no more on_message from now on; when
-  /// its output has gone, `taker` is called and then on_close, with `detached`. If it ends before
-  /// that, `taker` is not called. To make it a connection again, see adopt_connection().
+  /// its output has gone (what is sent until then goes too, and FIN after a finish()), `taker` is
+  /// called and then on_close, with `detached`. If it ends before that, `taker` is not called; one
+  /// that throws has closed the descriptor. Does nothing unless the connection is open and not yet
+  /// being detached. A server no longer counts it. To make it a connection again, see
+  /// adopt_connection().
   void detach(DetachCallback taker);
 
   // -- Socket options; see socket(7), tcp(7). ENOTCONN when the connection has ended. --
@@ -215,21 +227,28 @@ class TcpConnection final : private StreamHandler,
                     "no context of this type; see emplace_context");
     return static_cast<ContextOf<T>&>(*context_).value;
   }
+  /// Whether emplace_context() has been called.
   bool has_context() const noexcept { return context_ != nullptr; }
 
   // -- For ConnectionTable and owners --
 
+  /// Connected to nothing before start(). `table` outlives it; `owner` may be nullptr. Throws
+  /// std::bad_alloc.
   TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr behaviour, ConnectionOwner* owner,
                 const SocketAddress& peer);
   TcpConnection(const TcpConnection&) = delete;
   TcpConnection& operator=(const TcpConnection&) = delete;
   ~TcpConnection();
 
+  /// Its name in the table.
   SlotId id() const noexcept { return id_; }
+  /// Who wants to know when it is gone; may be nullptr.
   ConnectionOwner* owner() const noexcept { return owner_; }
   /// How it ended; valid once it has.
   CloseReason close_reason() const noexcept { return reason_; }
+  /// Which limit ended it; valid once it has.
   TimeoutKind close_timeout() const noexcept { return timeout_; }
+  /// When it began.
   TimePoint opened_at() const noexcept { return opened_at_; }
 
  private:

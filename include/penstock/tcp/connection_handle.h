@@ -43,15 +43,19 @@ class ConnectionHandle {
   PostResult send(std::span<const std::byte> payload) const;
   PostResult send(const char* text) const { return send(std::string_view(text)); }
 
-  /// These three are never refused as full.
+  ///@{
+  /// As the method of TcpConnection of that name. Never refused as full.
   PostResult finish() const;
   PostResult close() const;
   PostResult abort() const;
-  /// Runs `visit` on the connection's loop; not at all when the connection is gone by then.
+  ///@}
+  /// Runs `visit` on the connection's loop; not at all when the connection is gone by then. Charged
+  /// with 128 bytes, so it may be refused as full: then `visit` is destroyed unrun.
   PostResult post(std::move_only_function<void(TcpConnection&)> visit) const;
 
   /// Whether it was made from a connection; that one may be gone since.
   explicit operator bool() const noexcept { return loop_.generation != 0; }
+  /// An order for use as a key; it means nothing else.
   friend auto operator<=>(const ConnectionHandle&, const ConnectionHandle&) = default;
 
  private:
@@ -73,8 +77,10 @@ static_assert(sizeof(ConnectionHandle) == 16);
 
 }  // namespace penstock
 
+/// Lets a handle be the key of an unordered container.
 template <>
 struct std::hash<penstock::ConnectionHandle> {
+  /// Depends on which connection it names, and on nothing else.
   std::size_t operator()(const penstock::ConnectionHandle& handle) const noexcept {
     const auto pair = [](std::uint32_t high, std::uint32_t low) {
       return (std::uint64_t{high} << 32) | low;

@@ -7,7 +7,8 @@
 
 namespace penstock {
 
-/// Limits of one connection. Sizes are in bytes; a time of zero means no limit.
+/// Limits of one connection. Sizes are in bytes. Zero means no limit for times and
+/// for output_max, input_max and drain_max.
 struct ConnectionLimits {
   /// At or below it, reading goes on and on_low_water runs.
   std::size_t low_water = std::size_t{64} * 1024;
@@ -28,7 +29,9 @@ struct ConnectionLimits {
   /// output: as long as this long passes without input, in all at most drain_timeout and drain_max
   /// bytes.
   Duration drain_idle_timeout = std::chrono::seconds(5);
+  /// After close(): the longest that the peer's input is read and dropped.
   Duration drain_timeout = std::chrono::seconds(30);
+  /// After close(): the most of it that is read and dropped; 0 means no limit.
   std::size_t drain_max = std::size_t{1024} * 1024;
   /// A connection that broke while reading was paused: its remaining input is delivered on resume,
   /// or after this.

@@ -21,12 +21,14 @@ namespace penstock {
 /// Receives the connections of a listener.
 class ListenerOwner {
  public:
+  /// A connection is there; the owner takes its descriptor. `peer` is valid during the call only.
   virtual void connection_accepted(UniqueFd fd, const SocketAddress& peer) = 0;
 
  protected:
   ~ListenerOwner() = default;
 };
 
+/// How to listen.
 struct ListenerOptions {
   /// Connections the kernel may keep for us, complete and not yet accepted; capped by
   /// net.core.somaxconn.
@@ -34,20 +36,22 @@ struct ListenerOptions {
   /// TCP_USER_TIMEOUT of accepted connections; zero leaves the kernel's.
   Duration user_timeout{};
   /// On an IPv6 address, leave IPv4 alone; else [::] serves both (such a peer is called
-  /// [::ffff:a.b.c.d]).
+  /// "[::ffff:10.0.0.1]:7000").
   bool ipv6_only = false;
 };
 
 /// Counters since the start.
 struct ListenerStatistics {
-  std::uint64_t accepted = 0;
+  std::uint64_t accepted = 0;  ///< Handed to the owner.
   std::uint64_t refused_for_descriptors =
       0;                            ///< Accepted with the reserve descriptor and closed at once.
   std::uint64_t accept_errors = 0;  ///< accept4 failures that paused accepting.
 };
 
+/// One listening socket. Loop's thread, but for what says thread-safe.
 class Listener final : private AcceptHandler {
  public:
+  /// Does not listen yet. The loop and the owner outlive it.
   Listener(EventLoop& loop, ListenerOwner& owner) noexcept : loop_(loop), owner_(owner) {}
   Listener(const Listener&) = delete;
   Listener& operator=(const Listener&) = delete;
@@ -59,14 +63,17 @@ class Listener final : private AcceptHandler {
   /// is not. Errors: what socket, bind and listen say (EADDRINUSE, EACCES, EADDRNOTAVAIL …).
   Result<void> open(const SocketAddress& address, const ListenerOptions& options);
   /// Accepts on a socket that listens already: inherited, or made by the program. Errors:
-  /// not_listening; what the kernel says.
+  /// not_listening and EBADF, with the descriptor left alone, because it is somebody else's; what
+  /// the kernel says, with it closed.
   Result<void> adopt(UniqueFd fd, const ListenerOptions& options);
   /// Its port refuses from now on; who is in the backlog is reset. Idempotent.
   void close();
+  /// Whether it listens, paused or not.
   bool is_open() const noexcept { return open_; }
 
   /// Leaves new connections in the backlog (the owner is full). Idempotent.
   void pause();
+  /// Ends pause(); who waits in the backlog comes first. Idempotent.
   void resume();
   /// Whether it waits for descriptors or kernel memory. Thread-safe.
   bool starved() const noexcept { return starved_.load(); }

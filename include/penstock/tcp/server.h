@@ -10,14 +10,15 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "penstock/base/counted.h"
 #include "penstock/io/io_backend.h"
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/loop_group.h"
 #include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/callback_setters.h"
 #include "penstock/tcp/listener.h"
 
 namespace penstock {
@@ -31,10 +32,11 @@ enum class Balance : std::uint8_t {
   round_robin,
 };
 
+/// How a server is made. The defaults suit most programs; say where to listen.
 struct TcpServerOptions {
   /// Where to listen: "127.0.0.1:7000", "[::1]:7000", ":7000" (all of IPv4), "[::]:7000" (IPv4 and
   /// IPv6); port 0 takes any free one. "unix:PATH", "unix:@NAME" (abstract). "fd:N" takes over
-  /// descriptor N, on which somebody has called listen().
+  /// descriptor N, on which somebody has called listen(); one that does not listen is left alone.
   std::string listen = "127.0.0.1:0";
   /// On an IPv6 address, leave IPv4 alone.
   bool ipv6_only = false;
@@ -44,6 +46,7 @@ struct TcpServerOptions {
   std::size_t loops = 0;
   /// Back-end of its own loops.
   Backend backend = Backend::automatic;
+  /// Which loop gets the next connection, when there are several.
   Balance balance = Balance::least_connections;
   /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
   /// free at the start.
@@ -67,20 +70,23 @@ struct TcpServerOptions {
 
 /// A server's account. Bytes are counted when their connection ends.
 struct ServerStatistics {
-  std::uint64_t accepted = 0;
+  std::uint64_t accepted = 0;  ///< Connections taken from the backlog.
+  /// Accepted with the reserve descriptor and closed at once.
   std::uint64_t refused_for_descriptors = 0;
-  std::uint64_t accept_errors = 0;
+  std::uint64_t accept_errors = 0;     ///< accept4 failures that paused accepting.
   std::uint64_t refused_at_start = 0;  ///< Accepted, but there was no memory to serve them.
   std::uint64_t live = 0;              ///< Connections now.
-  std::uint64_t ended = 0;
-  std::uint64_t bytes_received = 0;
-  std::uint64_t bytes_sent = 0;
+  std::uint64_t ended = 0;             ///< Connections whose on_close has run.
+  std::uint64_t bytes_received = 0;    ///< Taken from the kernel.
+  std::uint64_t bytes_sent = 0;        ///< Taken by the kernel.
   std::uint64_t aborted_at_stop =
       0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
   EndCounts ends{};  ///< Why connections ended.
 };
 
-class TcpServer {
+/// Serves from start(), or run(), until stop(). On its first loop's thread, but for what says
+/// thread-safe.
+class TcpServer : public CallbackSetters {
  public:
   /// A server with loops of its own.
   explicit TcpServer(TcpServerOptions options = {});
@@ -91,61 +97,9 @@ class TcpServer {
   TcpServer& operator=(const TcpServer&) = delete;
   /// Stops at once: connections are reset and their on_close runs. Outside the loops this waits
   /// until all are closed; inside a callback of its loop it returns, and they are reported in the
-  /// turn's notify step. A server with loops of its own must not be destroyed from inside them.
+  /// notify step of that turn (of a later one, on a back-end whose closing takes a while). A server with loops of its own must not be destroyed from inside them.
   ~TcpServer();
 
-  // -- Before start(): what its connections do; see ConnectionCallbacks. --
-
-  template <class Function>
-  void on_connect(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_connect takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_connect = std::move(function);
-  }
-  template <class Function>
-  void on_message(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&, InputBuffer&>,
-                  "on_message takes (TcpConnection&, InputBuffer&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_message = std::move(function);
-  }
-  template <class Function>
-  void on_peer_finished(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_peer_finished takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_peer_finished = std::move(function);
-  }
-  template <class Function>
-  void on_write_complete(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_write_complete takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_write_complete = std::move(function);
-  }
-  template <class Function>
-  void on_high_water(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_high_water takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_high_water = std::move(function);
-  }
-  template <class Function>
-  void on_low_water(Function function) {
-    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
-                  "on_low_water takes (TcpConnection&) and must not be mutable: state "
-                  "of a connection belongs in emplace_context()");
-    callbacks().on_low_water = std::move(function);
-  }
-  template <class Function>
-  void on_close(Function function) {
-    static_assert(
-        std::is_invocable_v<const Function&, TcpConnection&, const CloseReport&>,
-        "on_close takes (TcpConnection&, const CloseReport&) and must not be mutable: state "
-        "of a connection belongs in emplace_context()");
-    callbacks().on_close = std::move(function);
-  }
   /// Called by run() once the server accepts.
   void on_listening(std::move_only_function<void()> function) {
     on_listening_ = std::move(function);
@@ -155,8 +109,8 @@ class TcpServer {
   void on_stopped(std::move_only_function<void()> function) { on_stopped_ = std::move(function); }
 
   /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while
-  /// the loop does not run. Errors: bad_address, needs_resolver, too_many_connections,
-  /// already_started, unknown_backend, and what the kernel says; describe_listen_error() makes a
+  /// the loop does not run. Errors: bad_address, needs_resolver, not_listening,
+  /// too_many_connections, already_started, unknown_backend, out_of_loops, and what the kernel says; describe_listen_error() makes a
   /// sentence of them.
   [[nodiscard]] Result<void> start();
 
@@ -176,13 +130,16 @@ class TcpServer {
   SocketAddress address() const;
   /// Its own first loop, or the program's.
   EventLoop& loop() noexcept { return *loop_; }
+  /// The loops that serve connections: its further ones, or loop() where it has none. Known after
+  /// start(), valid as long as the server; post to them (their snapshots, for instance, are taken
+  /// on their threads).
+  std::vector<EventLoop*> serving_loops();
   /// Connections it takes at a time; known after start().
   std::size_t max_connections() const noexcept;
   /// Thread-safe.
   ServerStatistics statistics() const;
 
  private:
-  ConnectionCallbacks& callbacks();
   CountedPtr<ServerCore> started_core() const;
   Result<void> start_loops_and_listen(const ListenPlace& place);
 
@@ -190,10 +147,8 @@ class TcpServer {
   EventLoop* loop_;
   TcpServerOptions options_;
   Duration stop_deadline_;
-  std::unique_ptr<ConnectionCallbacks> callbacks_;
   std::move_only_function<void()> on_listening_;
   std::move_only_function<void()> on_stopped_;
-  BehaviourPtr behaviour_;       // from the first start() on
   CountedPtr<ServerCore> core_;  // from start() on
   mutable std::mutex mutex_;     // guards the two below: stop() may come from any thread
   CountedPtr<ServerCore> started_core_;
