@@ -18,7 +18,7 @@ constexpr const char* kFooter =
     "with what was sent; the bytes follow from their position, so one lost, repeated or swapped\n"
     "shows as a wrong one. A message's latency is the time from its first byte's send until its\n"
     "last byte is back, read from the clock. Rates count what happened until sending stopped;\n"
-    "then what is owed is waited for, 5 s at most.\n"
+    "then what is owed is waited for (--drain).\n"
     "\n"
     "--churn ends each connection with a reset once its echo is verified: nothing is under way "
     "any\n"
@@ -87,6 +87,9 @@ void add_load(CLI::App& app, Action& action) {
   slow_reader->default_str("as fast as they come");
   add_duration(*command, "--timeout", options->timeout,
                "Give up a connection on which nothing has moved for so long; 0: never");
+  add_duration(*command, "--drain", options->drain,
+               "At the end, wait for what is owed until nothing has come for so long, in all four "
+               "times as long");
   add_backend(*command, options->backend);
   command->add_flag("--json", options->json,
                     "Print the report as one JSON object, and nothing else");

@@ -7,8 +7,8 @@
 namespace penstock::app {
 namespace {
 
-// Output this side holds at most, but for one run more. What is not larger needs no word that the
-// queue has drained.
+// Output this side holds at most, but for one run more, and what it sends in one go, so that no
+// connection keeps the others waiting. A window that is not larger is sent in one go, always.
 constexpr std::size_t kQueuedMax = std::size_t{256} * 1024;
 
 TcpClientOptions client_options(const LoadOptions& options) {
@@ -104,13 +104,14 @@ void LoadConnection::go_on(TcpConnection& connection) {
   }
 }
 
-// As much as the window, our own bound and the connection take.
+// As much as the window, our own bound and the connection take; on_write_complete goes on.
 void LoadConnection::fill(TcpConnection& connection) {
   if (stage_ != Stage::talking || !context_.sending) return;
   refused_ = false;
   TimePoint now{};
+  std::size_t gone = 0;
   while (window_.sendable() > 0) {
-    if (connection.queued_bytes() >= kQueuedMax) return;  // on_write_complete goes on
+    if (gone >= kQueuedMax || connection.queued_bytes() >= kQueuedMax) return;
     const auto size =
         static_cast<std::size_t>(std::min<std::uint64_t>(window_.sendable(), LoadPattern::kRunMax));
     if (now == TimePoint{}) now = context_.loop.read_clock();
@@ -119,6 +120,7 @@ void LoadConnection::fill(TcpConnection& connection) {
     if (outcome == SendOutcome::full) refused_ = true;  // out of memory for now
     if (outcome == SendOutcome::full || outcome == SendOutcome::closed) return;
     window_.note_sent(size, now);
+    gone += size;
   }
   if (context_.options.mode() == LoadMode::half_close) connection.finish();
 }

@@ -11,6 +11,7 @@ namespace {
 constexpr std::size_t kSizeMax = std::size_t{1} << 40;  // keeps depth x size within 64 bits
 constexpr std::size_t kDepthMax = std::size_t{1} << 16;
 constexpr double kSecondsMax = 365.0 * 24 * 3600;
+constexpr Duration kDrainMax = std::chrono::hours(1);
 constexpr std::size_t kOwnDescriptors = 8;  // the loop's, and room for a log or two
 
 std::string check_address(const std::string& to) {
@@ -36,6 +37,7 @@ std::string check_numbers(const LoadOptions& options) {
     return fmt::format("--seconds {}: use a number above 0, at most {:.0f}", options.seconds,
                        kSecondsMax);
   }
+  if (options.drain > kDrainMax) return "--drain: at most 1h";
   if (options.slow_reader_given && options.slow_reader == 0) {
     return "--slow-reader 0: nothing would be read; use at least 1 byte a second";
   }

@@ -32,6 +32,7 @@ struct LoadOptions {
   std::size_t slow_reader = 0;  ///< Bytes a second each connection reads; 0: no limit.
   bool slow_reader_given = false;
   Duration timeout = std::chrono::seconds(30);
+  Duration drain = std::chrono::seconds(5);  ///< How long what is owed may keep silent at the end.
   Backend backend = Backend::automatic;
   bool json = false;
 

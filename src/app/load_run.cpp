@@ -16,8 +16,8 @@ namespace {
 
 // So many at a time do not overflow a server's backlog, which would cost each a second.
 constexpr std::size_t kAttemptsMax = 256;
-// What is owed at the end has so long to come.
-constexpr Duration kDrainMax = std::chrono::seconds(5);
+// How often --drain may pass while something still comes.
+constexpr int kDrainsMax = 4;
 // How finely a slow reader's pace is kept.
 constexpr Duration kTick = std::chrono::milliseconds(10);
 constexpr Duration kProgressPeriod = std::chrono::seconds(1);
@@ -189,8 +189,19 @@ void LoadRun::stop_sending() {
   for (const auto& connection : connections_) {
     if (!connection->retired && !connection->stop_sending()) retire(*connection);
   }
-  loop_.run_after(kDrainMax, [this] {
+  drain_ends_ = add_clamped(loop_.read_clock(), options_.drain * kDrainsMax);
+  wait_for_owed();
+}
+
+// Many connections may be owed much: as long as bytes come, there is something to wait for.
+void LoadRun::wait_for_owed() {
+  drained_bytes_ = statistics_.total.bytes;
+  loop_.run_after(options_.drain, [this] {
     if (phase_ != Phase::draining) return;
+    if (statistics_.total.bytes != drained_bytes_ && loop_.read_clock() < drain_ends_) {
+      wait_for_owed();
+      return;
+    }
     for (const auto& connection : connections_)
       connection->give_up();
     end();

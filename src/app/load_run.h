@@ -3,7 +3,8 @@
 //
 //   opening   one connection is tried alone: without a server, that is all that happens
 //   running   all the others are made, at most 256 at a time; what ends is made anew
-//   draining  nothing is sent; what is owed is waited for, 5 s at most
+//   draining  nothing is sent; what is owed is waited for, as long as some of it comes, but not for
+//             ever
 //   over
 #pragma once
 
@@ -51,6 +52,7 @@ class LoadRun final : private LoadOwner {
   bool has_rounds_left(const LoadConnection& connection) const noexcept;
   void on_signal();
   void stop_sending();
+  void wait_for_owed();
   void note_elapsed();
   void end();
   void show_progress();
@@ -71,7 +73,9 @@ class LoadRun final : private LoadOwner {
   bool interrupted_ = false;
   bool ended_at_once_ = false;
   std::optional<std::error_code> no_connection_;  // why not even the first could be made
-  LoadCounts shown_{};                            // at the last line of progress
+  TimePoint drain_ends_{};
+  std::uint64_t drained_bytes_ = 0;  // back at the last look while draining
+  LoadCounts shown_{};               // at the last line of progress
   TimePoint shown_at_{};
   bool progress_shown_ = false;
   std::vector<std::unique_ptr<LoadConnection>> connections_;  // last: they need all the rest

@@ -63,6 +63,7 @@ TEST(LoadOptions, numbers_without_sense_are_refused_by_name) {
   EXPECT_THAT(with([](LoadOptions& o) { o.seconds = -1; }), HasSubstr("--seconds -1"));
   EXPECT_THAT(with([](LoadOptions& o) { o.seconds = 1e300; }), HasSubstr("--seconds"));
   EXPECT_THAT(with([](LoadOptions& o) { o.seconds = std::nan(""); }), HasSubstr("--seconds"));
+  EXPECT_THAT(with([](LoadOptions& o) { o.drain = Duration::max(); }), HasSubstr("--drain"));
   EXPECT_THAT(with([](LoadOptions& o) { o.slow_reader_given = true; }),
               HasSubstr("--slow-reader 0"));
 }
