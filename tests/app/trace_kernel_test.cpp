@@ -114,5 +114,73 @@ TEST_F(TracingKernelTest, tells_the_fin_and_stops_when_the_descriptor_is_closed)
   EXPECT_EQ(recorder_.told, (Told{"fin"}));
 }
 
+// With poll(2) the interest is what each wait carries.
+class TracingPollTest : public TracingKernelTest {
+ protected:
+  /// A wait that does not wait, for the traced descriptor with these events beside the other one.
+  int poll(short events) {
+    std::array<pollfd, 2> both{pollfd{.fd = other_.get(), .events = POLLIN | POLLOUT, .revents = 0},
+                               pollfd{.fd = traced_.get(), .events = events, .revents = 0}};
+    const timespec at_once{};
+    return kernel_.poll(both, &at_once);
+  }
+};
+
+TEST_F(TracingPollTest, tells_arming_writability_and_disarming_by_what_each_poll_carries) {
+  EXPECT_EQ(poll(POLLIN), 1);
+  EXPECT_EQ(recorder_.told, Told{});
+  EXPECT_EQ(poll(POLLIN | POLLOUT), 2);
+  EXPECT_EQ(recorder_.told, (Told{"arm", "writable"}));
+  EXPECT_EQ(poll(POLLOUT), 2);
+  EXPECT_EQ(recorder_.told, (Told{"arm", "writable", "writable"}));
+  EXPECT_EQ(poll(POLLIN), 1);
+  EXPECT_EQ(recorder_.told, (Told{"arm", "writable", "writable", "disarm"}));
+  EXPECT_EQ(poll(POLLIN), 1);
+  EXPECT_EQ(recorder_.told.size(), 4u);
+}
+
+TEST_F(TracingPollTest, tells_no_writability_while_there_is_none) {
+  const std::string block(65536, 'x');
+  while (kernel_.send(traced_.get(), block.data(), block.size(), 0) > 0) {
+  }
+  recorder_.told.clear();
+  EXPECT_EQ(poll(POLLOUT), 1) << "the other one is readable";
+  EXPECT_EQ(recorder_.told, (Told{"arm"}));
+  std::string received(1 << 20, ' ');
+  while (linux_kernel().recv(other_.get(), received.data(), received.size(), 0) > 0) {
+  }
+  EXPECT_GE(poll(POLLOUT), 1);
+  EXPECT_EQ(recorder_.told, (Told{"arm", "writable"}));
+}
+
+TEST_F(TracingPollTest, is_silent_about_polls_of_others) {
+  std::array<pollfd, 1> alone{pollfd{.fd = other_.get(), .events = POLLOUT, .revents = 0}};
+  const timespec at_once{};
+  EXPECT_EQ(kernel_.poll(alone, &at_once), 1);
+  EXPECT_EQ(kernel_.poll({}, &at_once), 0);
+  EXPECT_EQ(recorder_.told, Told{});
+}
+
+TEST_F(TracingPollTest, tells_nothing_of_a_descriptor_that_is_closed) {
+  EXPECT_EQ(poll(POLLOUT), 2);
+  recorder_.told.clear();
+  const int number = traced_.get();
+  traced_.reset();
+  std::array<pollfd, 1> gone{pollfd{.fd = number, .events = POLLOUT, .revents = 0}};
+  const timespec at_once{};
+  EXPECT_EQ(kernel_.poll(gone, &at_once), 1);
+  EXPECT_EQ(gone[0].revents, POLLNVAL);
+  EXPECT_EQ(recorder_.told, Told{});
+}
+
+// poll(2) ignores negative descriptors; -1 is also what an idle trace has.
+TEST_F(TracingPollTest, ignores_negative_descriptors_while_nothing_is_traced) {
+  kernel_.trace(-1);
+  std::array<pollfd, 1> ignored{pollfd{.fd = -1, .events = POLLOUT, .revents = 0}};
+  const timespec at_once{};
+  EXPECT_EQ(kernel_.poll(ignored, &at_once), 0);
+  EXPECT_EQ(recorder_.told, Told{});
+}
+
 }  // namespace
 }  // namespace penstock::app

@@ -189,7 +189,7 @@ class SmallEchoBody:
         self.finish(server)
 
 
-@support.each_backend
+@support.every_backend
 class SmallEcho(SmallEchoBody, support.TestCase):
     """One loop that does all."""
 
@@ -250,6 +250,117 @@ class ConnectionLimit(support.TestCase):
 
     def test_the_limit_holds_over_all_loops(self):
         self.check_limit("--loops", 2)
+
+
+@support.every_backend
+class OtherAddresses(support.TestCase):
+    """Unix sockets, both families of IP, and listening sockets that somebody else has made."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = self.enterContext(tempfile.TemporaryDirectory())
+        self.path = os.path.join(self.folder, "socket")
+
+    def check(self, address, size=300000):
+        """All that is sent comes back, and then the end."""
+        with support.connect(address) as sock:
+            data = self.bytes_of(size)
+            feeder = support.Feeder(self, data, sock.send, lambda: sock.shutdown(socket.SHUT_WR))
+            self.assert_same_bytes(data, support.receive_to_end(sock), "bytes")
+            feeder.join()
+
+    def listener(self, family, address):
+        """A listening socket of this process: blocking, as inetd and systemd make them."""
+        made = self.enterContext(socket.socket(family, socket.SOCK_STREAM))
+        made.bind(address)
+        made.listen()
+        return made
+
+    def inheriting(self, fd):
+        return self.server(listen=f"fd:{fd}", pass_fds=(fd,))
+
+    def refused(self, listen, status, *words, **arguments):
+        result = support.run_to_end(self, "echo", "--listen", listen, "--backend", self.backend, **arguments)
+        self.assertEqual(result.status, status, result.errors)
+        self.assertEqual(len(result.error_lines), 1, f"one line on stderr: {result.errors!r}")
+        for word in words:
+            self.assertIn(word, result.errors)
+
+    def test_a_unix_path_is_served_and_removed_at_the_end(self):
+        for loops in (0, 2):
+            with self.subTest(loops=loops):
+                server = self.server("--loops", loops, listen="unix:" + self.path)
+                self.assertEqual(server.path, self.path)
+                for _ in range(5):
+                    self.check(server.address)
+                self.finish(server)
+                self.assertEqual(os.listdir(self.folder), [])
+
+    def test_an_abstract_name_is_served_and_leaves_no_file(self):
+        name = f"@penstock-echo-test-{os.getpid()}-{self.backend}"
+        server = self.server(listen="unix:" + name)
+        self.assertEqual(server.path, name)
+        self.check(server.address)
+        self.finish(server)
+        with self.assertRaises(ConnectionRefusedError):
+            support.connect(server.address).close()
+
+    def test_a_killed_servers_path_is_taken_over_and_a_live_ones_is_not(self):
+        first = self.server(listen="unix:" + self.path)
+        self.refused("unix:" + self.path, 1, self.path)
+        self.check(first.address)
+        first.kill()
+        self.assertEqual(os.listdir(self.folder), ["socket"])
+        second = self.server(listen="unix:" + self.path)
+        self.check(second.address)
+        self.finish(second)
+        self.assertEqual(os.listdir(self.folder), [])
+
+    def test_a_file_in_the_way_is_left(self):
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write("precious")
+        self.refused("unix:" + self.path, 1, self.path)
+        with open(self.path, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "precious")
+
+    def test_an_inherited_tcp_listener_is_served(self):
+        listener = self.listener(socket.AF_INET, ("127.0.0.1", 0))
+        server = self.inheriting(listener.fileno())
+        self.assertEqual(server.address, listener.getsockname())
+        self.check(server.address)
+        self.finish(server)
+
+    def test_an_inherited_unix_listener_is_served_and_its_path_left(self):
+        listener = self.listener(socket.AF_UNIX, self.path)
+        server = self.inheriting(listener.fileno())
+        self.assertEqual(server.path, self.path)
+        self.check(server.address)
+        self.finish(server)
+        self.assertEqual(os.listdir(self.folder), ["socket"])
+        again = self.inheriting(listener.fileno())
+        self.check(again.address)
+        self.finish(again)
+
+    def test_what_is_no_listener_is_refused_in_words_even_the_standard_streams(self):
+        with socket.socket() as unbound, socket.socketpair()[0] as connected:
+            for fd in (0, 1, 2, unbound.fileno(), connected.fileno()):
+                with self.subTest(fd=fd):
+                    self.refused(f"fd:{fd}", 1, f"fd:{fd}", pass_fds=(fd,))
+        self.refused("fd:987", 1, "fd:987", "inherited")
+        for text in ("fd:", "fd:-1", "fd:x", "fd:3x", "fd:99999999999"):
+            with self.subTest(text=text):
+                self.refused(text, 2, text)
+
+    def test_the_ipv6_wildcard_serves_both_families_unless_told_otherwise(self):
+        server = self.server(listen="[::]:0")
+        self.check(("::1", server.port))
+        self.check(("127.0.0.1", server.port))
+        self.finish(server)
+        server = self.server("--ipv6-only", listen="[::]:0")
+        self.check(("::1", server.port))
+        with self.assertRaises(ConnectionRefusedError):
+            support.connect(("127.0.0.1", server.port)).close()
+        self.finish(server)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,14 @@ import unittest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = os.path.abspath(os.environ.get("PENSTOCK") or ROOT / "build" / "release" / "bin" / "penstock")
 BACKENDS = tuple(os.environ.get("PENSTOCK_TEST_BACKENDS", "epoll,epoll-et").split(","))
+EVERY_BACKEND = BACKENDS if "PENSTOCK_TEST_BACKENDS" in os.environ else (*BACKENDS, "poll")
 SEED = int(os.environ.get("PENSTOCK_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
 
 KIB = 1024
 MIB = 1024 * 1024
 
-LISTENING = re.compile(r"^listening on (\[[0-9a-fA-F:.]+\]|[0-9.]+):(\d+) \(backend ([a-z0-9_-]+)\)$")
+LISTENING = re.compile(
+    r"^listening on (?:(\[[0-9a-fA-F:.]+\]|[0-9.]+):(\d+)|unix:(.+)) \(backend ([a-z0-9_-]+)\)$")
 SANITIZER_REPORT = re.compile(
     r"ERROR: (?:Address|Leak|Memory)Sanitizer|WARNING: (?:Thread|Memory)Sanitizer|runtime error:|[Aa]ssertion .*failed")
 
@@ -76,14 +78,19 @@ SIOCOUTQ = 0x5411
 SIOCINQ = 0x541B
 
 
-def each_backend(cls):
+def each_backend(cls, backends=BACKENDS):
     """Class decorator: makes one test case per backend, with the attribute `backend`, out of one body."""
     module = sys.modules[cls.__module__]
-    for backend in BACKENDS:
+    for backend in backends:
         name = cls.__name__ + "On" + "".join(part.capitalize() for part in backend.split("-"))
         made = type(name, (cls,), {"backend": backend, "__module__": cls.__module__, "__doc__": cls.__doc__})
         setattr(module, name, made)
     return None  # the body alone is not a test
+
+
+def every_backend(cls):
+    """The same with poll, which shares all but its selector with epoll: for a part of the tests."""
+    return each_backend(cls, EVERY_BACKEND)
 
 
 def main():
@@ -229,7 +236,8 @@ def environment(**changes):
 class Child:
     """A process whose standard output is collected by a thread and whose stderr goes to a file."""
 
-    def __init__(self, test, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=None, **preparation):
+    def __init__(self, test, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=None, pass_fds=(),
+                 **preparation):
         self.test = test
         self.command = command
         self._errors = tempfile.TemporaryFile()
@@ -237,7 +245,8 @@ class Child:
         self._changed = threading.Condition()
         self._ended = False
         self.process = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=self._errors, cwd="/",
-                                        env=env or environment(), preexec_fn=prepare_child(**preparation))
+                                        env=env or environment(), pass_fds=pass_fds,
+                                        preexec_fn=prepare_child(**preparation))
         self.pid = self.process.pid
         test.addCleanup(self.kill)
         test.evidence.append(self._evidence)
@@ -366,14 +375,18 @@ class Server(Child):
             test.fail(f"the server ended with status {self.process.wait()} instead of listening")
         match = LISTENING.match(first)
         if not match:
-            test.fail(f"the first line is not 'listening on HOST:PORT (backend NAME)': {first!r}")
-        self.host, self.port, self.backend = match.group(1).strip("[]"), int(match.group(2)), match.group(3)
+            test.fail(f"the first line is not 'listening on ADDRESS (backend NAME)': {first!r}")
+        host, port, self.path, self.backend = match.groups()
+        self.host, self.port = (None, None) if self.path else (host.strip("[]"), int(port))
         if backend not in (None, "auto"):
             test.assertEqual(self.backend, backend, "the backend asked for is the one in use")
 
     @property
     def address(self):
-        return (self.host, self.port)
+        """What connect() takes: (host, port), or a Unix path, or an abstract name."""
+        if self.path is None:
+            return (self.host, self.port)
+        return "\0" + self.path[1:] if self.path.startswith("@") else self.path
 
     def stop(self, number=signal.SIGTERM, status=0, seconds=None):
         """Signals, waits, checks the exit status, and returns the output lines after the first."""
@@ -416,6 +429,8 @@ def run_to_end(test, *arguments, seconds=None, env=None, **preparation):
 # Sockets
 
 def family_of(address):
+    if isinstance(address, str):
+        return socket.AF_UNIX
     return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
 
 
@@ -432,7 +447,8 @@ def connect(address, small=False, timeout=None):
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
         made.settimeout(SOON if timeout is None else timeout)
         made.connect(address)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if made.family != socket.AF_UNIX:
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except BaseException:
         made.close()
         raise

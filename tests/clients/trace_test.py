@@ -14,7 +14,7 @@ def number(event, *names):
     return 0
 
 
-@support.each_backend
+@support.every_backend
 class Trace(support.TestCase):
     """Each test is one run."""
 

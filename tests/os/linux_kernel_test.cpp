@@ -4,12 +4,15 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 
 #include "support/sockets.h"
 
@@ -58,6 +61,85 @@ TEST_F(LinuxKernelTest, answers_failures_as_negative_errno) {
   EXPECT_EQ(kernel_.open("/no/such/file", O_RDONLY), -ENOENT);
   EXPECT_EQ(kernel_.close(-1), -EBADF);
   EXPECT_EQ(kernel_.unlink("/no/such/file"), -ENOENT);
+  FileStatus status;
+  EXPECT_EQ(kernel_.file_status(-1, "", status), -EBADF);
+  EXPECT_EQ(kernel_.make_nonblocking(-1), -EBADF);
+}
+
+TEST_F(LinuxKernelTest, tells_what_a_descriptor_is) {
+  FileStatus status;
+  const test::SocketPair pair = test::unix_pair(kernel_);
+  ASSERT_EQ(kernel_.file_status(pair.client.get(), "", status), 0);
+  EXPECT_TRUE(S_ISSOCK(status.mode));
+  const UniqueFd folder(kernel_, kernel_.open("/", O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(kernel_.file_status(folder.get(), "", status), 0);
+  EXPECT_TRUE(S_ISDIR(status.mode));
+  const UniqueFd null(kernel_, kernel_.open("/dev/null", O_RDONLY | O_CLOEXEC));
+  ASSERT_EQ(kernel_.file_status(null.get(), "", status), 0);
+  EXPECT_TRUE(S_ISCHR(status.mode));
+  EXPECT_EQ(kernel_.file_status(-1, "", status), -EBADF);
+  EXPECT_EQ(kernel_.file_status(1'000'000, "", status), -EBADF);
+}
+
+TEST_F(LinuxKernelTest, tells_what_is_at_a_path_and_not_what_it_points_to) {
+  std::string folder = "/tmp/penstock-status-XXXXXX";
+  ASSERT_NE(::mkdtemp(folder.data()), nullptr);
+  const std::string file = folder + "/file";
+  const std::string hard = folder + "/hard";
+  const std::string symbolic = folder + "/symbolic";
+  const std::string dangling = folder + "/dangling";
+  UniqueFd(kernel_, kernel_.open(file.c_str(), O_CREAT | O_RDWR | O_CLOEXEC)).reset();
+  ASSERT_EQ(::link(file.c_str(), hard.c_str()), 0);
+  ASSERT_EQ(::symlink(file.c_str(), symbolic.c_str()), 0);
+  ASSERT_EQ(::symlink("/no/such/file", dangling.c_str()), 0);
+
+  FileStatus of_file;
+  FileStatus of_hard;
+  FileStatus of_symbolic;
+  FileStatus other;
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, file.c_str(), of_file), 0);
+  EXPECT_TRUE(S_ISREG(of_file.mode));
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, hard.c_str(), of_hard), 0);
+  EXPECT_TRUE(of_file.is_same(of_hard));
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, symbolic.c_str(), of_symbolic), 0);
+  EXPECT_TRUE(S_ISLNK(of_symbolic.mode));
+  EXPECT_FALSE(of_file.is_same(of_symbolic));
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, dangling.c_str(), other), 0);
+  EXPECT_TRUE(S_ISLNK(other.mode));
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, "/no/such/file", other), -ENOENT);
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, (file + "/x").c_str(), other), -ENOTDIR);
+
+  for (const std::string& path : {file, hard, symbolic, dangling})
+    EXPECT_EQ(kernel_.unlink(path.c_str()), 0);
+  EXPECT_EQ(::rmdir(folder.c_str()), 0);
+}
+
+TEST_F(LinuxKernelTest, a_status_that_cannot_be_had_is_left_as_it_was) {
+  FileStatus status{.mode = 1, .device = 2, .inode = 3};
+  EXPECT_EQ(kernel_.file_status(AT_FDCWD, "/no/such/file", status), -ENOENT);
+  EXPECT_TRUE(status.is_same({.mode = 1, .device = 2, .inode = 3}));
+  EXPECT_EQ(status.mode, 1u);
+}
+
+TEST_F(LinuxKernelTest,
+       makes_a_descriptor_nonblocking_and_close_on_exec_and_keeps_its_other_flags) {
+  std::array<int, 2> pipe{-1, -1};
+  ASSERT_EQ(::pipe(pipe.data()), 0);
+  const UniqueFd reading(kernel_, pipe[0]);
+  const UniqueFd writing(kernel_, pipe[1]);
+  ASSERT_EQ(::fcntl(writing.get(), F_SETFL, O_APPEND), 0);
+  const int before = ::fcntl(writing.get(), F_GETFL);
+  ASSERT_EQ(before & O_NONBLOCK, 0);
+  ASSERT_EQ(::fcntl(writing.get(), F_GETFD), 0);
+
+  EXPECT_EQ(kernel_.make_nonblocking(writing.get()), 0);
+  EXPECT_EQ(::fcntl(writing.get(), F_GETFL), before | O_NONBLOCK);
+  EXPECT_EQ(::fcntl(writing.get(), F_GETFD), FD_CLOEXEC);
+  EXPECT_EQ(kernel_.make_nonblocking(writing.get()), 0);
+  EXPECT_EQ(::fcntl(writing.get(), F_GETFL), before | O_NONBLOCK);
+
+  EXPECT_EQ(::fcntl(reading.get(), F_GETFL) & O_NONBLOCK, 0) << "the other end is its own affair";
+  EXPECT_EQ(kernel_.make_nonblocking(-1), -EBADF);
 }
 
 TEST_F(LinuxKernelTest, waits_answer_zero_when_the_time_is_up) {

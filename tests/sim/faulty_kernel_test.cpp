@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 
 #include <array>
 #include <cstdio>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -204,6 +206,9 @@ TEST_F(FaultyKernelTest, every_kind_of_call_can_be_made_to_fail) {
   EXPECT_EQ(kernel_.write(-1, bytes.data(), 1), -EXDEV);
   EXPECT_EQ(kernel_.open("/dev/null", O_RDONLY), -EXDEV);
   EXPECT_EQ(kernel_.unlink("/no/such/file"), -EXDEV);
+  FileStatus status;
+  EXPECT_EQ(kernel_.file_status(-1, "/", status), -EXDEV);
+  EXPECT_EQ(kernel_.make_nonblocking(-1), -EXDEV);
   EXPECT_EQ(kernel_.entropy(random), -EXDEV);
   EXPECT_EQ(kernel_.close(-1), -EBADF) << "made nevertheless, and really failed";
   EXPECT_EQ(kernel_.fired(rule), kCallKinds - 1);
@@ -485,6 +490,60 @@ TEST_F(FaultyKernelTest, counts_calls_by_kind_and_by_descriptor) {
   EXPECT_EQ(kernel_.calls_on(Call::send, pair.client.get()), 2u);
   EXPECT_EQ(kernel_.calls_on(Call::any, pair.server.get()), 2u);
   EXPECT_EQ(kernel_.calls_on(Call::recv, pair.client.get()), 0u);
+}
+
+TEST_F(FaultyKernelTest, a_status_that_fails_is_not_read) {
+  const SocketPair pair = test::unix_pair(kernel_);
+  const auto by_fd =
+      kernel_.inject({.call = Call::file_status, .fd = pair.client.get(), .error = EACCES});
+  FileStatus status;
+  EXPECT_EQ(kernel_.file_status(pair.server.get(), "", status), 0);
+  status = {};
+  EXPECT_EQ(kernel_.file_status(pair.client.get(), "", status), -EACCES);
+  EXPECT_EQ(status.inode, 0u);
+  EXPECT_EQ(kernel_.file_status(pair.client.get(), "", status), 0);
+  EXPECT_TRUE(S_ISSOCK(status.mode));
+  EXPECT_EQ(kernel_.fired(by_fd), 1u);
+  EXPECT_EQ(kernel_.calls(Call::file_status), 3u);
+  EXPECT_EQ(kernel_.calls_on(Call::file_status, pair.client.get()), 2u);
+}
+
+TEST_F(FaultyKernelTest, a_descriptor_that_cannot_be_made_nonblocking_is_left_as_it_was) {
+  std::array<int, 2> fds{-1, -1};
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM, 0, fds.data()), 0);
+  const UniqueFd left(kernel_, fds[0]);
+  const UniqueFd right(kernel_, fds[1]);
+  const auto rule = kernel_.inject({.call = Call::make_nonblocking, .error = EINVAL});
+  EXPECT_EQ(kernel_.make_nonblocking(left.get()), -EINVAL);
+  EXPECT_EQ(::fcntl(left.get(), F_GETFL) & O_NONBLOCK, 0);
+  EXPECT_EQ(::fcntl(left.get(), F_GETFD), 0);
+  EXPECT_EQ(kernel_.make_nonblocking(left.get()), 0);
+  EXPECT_NE(::fcntl(left.get(), F_GETFL) & O_NONBLOCK, 0);
+  EXPECT_EQ(kernel_.fired(rule), 1u);
+}
+
+TEST_F(FaultyKernelTest, tells_what_the_last_poll_waited_for) {
+  const SocketPair pair = test::unix_pair(kernel_);
+  const int first = pair.client.get();
+  const int second = pair.server.get();
+  EXPECT_FALSE(kernel_.polled_for(first).has_value());
+  const timespec at_once{};
+  std::array<pollfd, 2> both{pollfd{.fd = first, .events = POLLIN | POLLOUT, .revents = 0},
+                             pollfd{.fd = second, .events = 0, .revents = 0}};
+  EXPECT_EQ(kernel_.poll(both, &at_once), 1);
+  EXPECT_EQ(kernel_.polled_for(first), POLLIN | POLLOUT);
+  EXPECT_EQ(kernel_.polled_for(second), 0);
+  EXPECT_EQ(kernel_.wakeups(), 1u);
+  EXPECT_EQ(kernel_.events(), 1u);
+  // Of the last one alone, one that fails included.
+  const auto rule = kernel_.inject({.call = Call::poll, .error = ENOMEM});
+  EXPECT_EQ(kernel_.poll(std::span(both).last(1), &at_once), -ENOMEM);
+  EXPECT_EQ(kernel_.fired(rule), 1u);
+  EXPECT_FALSE(kernel_.polled_for(first).has_value());
+  EXPECT_EQ(kernel_.polled_for(second), 0);
+  EXPECT_EQ(kernel_.poll({}, &at_once), 0);
+  EXPECT_FALSE(kernel_.polled_for(second).has_value());
+  EXPECT_EQ(kernel_.wakeups(), 1u);
 }
 
 TEST_F(FaultyKernelTest, counts_wakeups_and_events) {
