@@ -114,8 +114,12 @@ void Connector::Attempt::on_connected() {
 // (K15).
 bool Connector::Attempt::connected_to_itself() const {
   if (!request_.to.is_ip()) return false;
-  const Result<SocketAddress> own = bound_address(connector_.loop_.kernel(), stream_->descriptor());
-  return own && *own == request_.to;
+  Kernel& kernel = connector_.loop_.kernel();
+  const Result<SocketAddress> own = bound_address(kernel, stream_->descriptor());
+  if (!own || own->port() != request_.to.port()) return false;
+  // Not request_.to: whoever connects to 0.0.0.0 or [::] reaches the loopback address.
+  const Result<SocketAddress> peer = peer_address(kernel, stream_->descriptor());
+  return *own == (peer ? *peer : request_.to);
 }
 
 void Connector::Attempt::on_failed(int error) { fail(system_error(error)); }
