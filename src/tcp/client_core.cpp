@@ -40,7 +40,7 @@ ClientCore::~ClientCore() { PENSTOCK_ASSERT(!timer_place_, "abandon() comes befo
 Result<void> ClientCore::start() {
   if (loop_.error()) return std::unexpected(loop_.error());
   loop_.assert_here();
-  if (state_ == ClientState::stopped) return failure(Errc::stopped);
+  if (stop_requested_.load()) return failure(Errc::stopped);
   if (state_ != ClientState::idle) return failure(Errc::already_started);
   const Result<SocketAddress> to = SocketAddress::parse(options_.connect_to);
   if (!to) return std::unexpected(to.error());
