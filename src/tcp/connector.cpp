@@ -71,6 +71,10 @@ Result<void> Connector::Attempt::make_socket() {
   if (request_.from.is_ip() && request_.from.port() == 0) {
     const int set = set_option(kernel, fd_.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
     if (set < 0) return failure(set);
+  } else if (request_.from.is_ip()) {
+    // Its last connection may be in TIME_WAIT (K19).
+    const int set = set_option(kernel, fd_.get(), SOL_SOCKET, SO_REUSEADDR, 1);
+    if (set < 0) return failure(set);
   }
   const int bound = kernel.bind(fd_.get(), request_.from.data(), request_.from.size());
   if (bound < 0) return failure(bound);
