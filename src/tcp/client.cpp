@@ -26,6 +26,7 @@ Result<void> TcpClient::start() {
 
 void TcpClient::stop() {
   if (loop_.error()) return;
+  core_->forbid_start();
   if (loop_.in_loop()) {
     core_->stop();
   } else {

@@ -40,7 +40,7 @@ ClientCore::~ClientCore() { PENSTOCK_ASSERT(!timer_place_, "abandon() comes befo
 Result<void> ClientCore::start() {
   if (loop_.error()) return std::unexpected(loop_.error());
   loop_.assert_here();
-  if (state_ == ClientState::stopped) return failure(Errc::stopped);
+  if (stop_requested_.load()) return failure(Errc::stopped);
   if (state_ != ClientState::idle) return failure(Errc::already_started);
   const Result<SocketAddress> to = SocketAddress::parse(options_.connect_to);
   if (!to) return std::unexpected(to.error());
@@ -123,10 +123,11 @@ void ClientCore::attempt_over(std::error_code error) {
 }
 
 Duration ClientCore::next_delay() noexcept {
-  Duration bound = std::max(options_.retry_delay_min, Duration::zero());
-  for (std::size_t i = 1; i < attempts_ && bound < options_.retry_delay_max; ++i)
-    bound = std::min(bound * 2, options_.retry_delay_max);
-  bound = std::min(bound, std::max(options_.retry_delay_max, Duration::zero()));
+  const Duration longest = std::max(options_.retry_delay_max, Duration::zero());
+  Duration bound = std::clamp(options_.retry_delay_min, Duration::zero(), longest);
+  const bool grows = bound > Duration::zero();  // or there would be no end of doubling it
+  for (std::size_t i = 1; grows && i < attempts_ && bound < longest; ++i)
+    bound = bound > longest / 2 ? longest : bound * 2;
   std::array<std::byte, sizeof(std::uint64_t)> dice{};
   if (loop_.kernel().entropy(dice) < 0) return bound;
   const auto number = std::bit_cast<std::uint64_t>(dice);

@@ -35,6 +35,8 @@ class ClientCore final : public Counted<ClientCore>, private ConnectOwner, priva
   const ClientStatistics& statistics() const noexcept { return statistics_; }
 
   // -- Thread-safe --
+  /// stop() has been called, and may still be on its way to the loop.
+  void forbid_start() noexcept { stop_requested_.store(true); }
   bool is_gone() const noexcept { return abandoned_.load() && live() == 0; }
   std::size_t live() const noexcept { return live_.load(); }
 
@@ -70,6 +72,7 @@ class ClientCore final : public Counted<ClientCore>, private ConnectOwner, priva
   Timer timer_ = Timer::calling<&ClientCore::on_timer>(*this);
   std::atomic<std::size_t> live_{0};
   std::atomic<bool> abandoned_{false};
+  std::atomic<bool> stop_requested_{false};
 };
 
 }  // namespace penstock

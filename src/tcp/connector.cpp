@@ -72,6 +72,10 @@ Result<void> Connector::Attempt::make_socket() {
   if (request_.from.is_ip() && request_.from.port() == 0) {
     const int set = set_option(kernel, fd_.get(), IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
     if (set < 0) return failure(set);
+  } else if (request_.from.is_ip()) {
+    // Its last connection may be in TIME_WAIT (K19).
+    const int set = set_option(kernel, fd_.get(), SOL_SOCKET, SO_REUSEADDR, 1);
+    if (set < 0) return failure(set);
   }
   const int bound = kernel.bind(fd_.get(), request_.from.data(), request_.from.size());
   if (bound < 0) return failure(bound);
@@ -119,8 +123,12 @@ void Connector::Attempt::on_connected() {
 // (K15).
 bool Connector::Attempt::connected_to_itself() const {
   if (!request_.to.is_ip()) return false;
-  const Result<SocketAddress> own = bound_address(connector_.loop_.kernel(), stream_->descriptor());
-  return own && *own == request_.to;
+  Kernel& kernel = connector_.loop_.kernel();
+  const Result<SocketAddress> own = bound_address(kernel, stream_->descriptor());
+  if (!own || own->port() != request_.to.port()) return false;
+  // Not request_.to: whoever connects to 0.0.0.0 or [::] reaches the loopback address.
+  const Result<SocketAddress> peer = peer_address(kernel, stream_->descriptor());
+  return *own == (peer ? *peer : request_.to);
 }
 
 void Connector::Attempt::on_failed(int error) { fail(system_error(error)); }

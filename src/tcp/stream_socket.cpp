@@ -52,4 +52,13 @@ Result<SocketAddress> bound_address(Kernel& kernel, int fd) {
   return SocketAddress(address, size);
 }
 
+Result<SocketAddress> peer_address(Kernel& kernel, int fd) {
+  sockaddr_storage storage{};
+  socklen_t size = sizeof storage;
+  auto* address = reinterpret_cast<sockaddr*>(&storage);
+  const int named = kernel.getpeername(fd, address, &size);
+  if (named < 0) return failure(named);
+  return SocketAddress(address, size);
+}
+
 }  // namespace penstock

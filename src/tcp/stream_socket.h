@@ -23,4 +23,7 @@ int set_option(Kernel& kernel, int fd, int level, int name, int value);
 /// The address a socket is bound to, or -errno as a failure.
 Result<SocketAddress> bound_address(Kernel& kernel, int fd);
 
+/// The address of a connected socket's peer, or -errno as a failure.
+Result<SocketAddress> peer_address(Kernel& kernel, int fd);
+
 }  // namespace penstock

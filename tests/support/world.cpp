@@ -37,8 +37,9 @@ ssize_t SendTap::raw_sendmsg(int fd, const msghdr* message, int flags) {
   return ForwardingKernel::raw_sendmsg(fd, message, flags);
 }
 
-World::World(Backend backend, CountedPtr<MemoryBudget> budget)
-    : steps_per_turn_(acts_at_once(backend) ? 1 : 4),
+World::World(Backend backend, CountedPtr<MemoryBudget> budget, Kernel& real)
+    : tap(real),
+      steps_per_turn_(acts_at_once(backend) ? 1 : 4),
       loop({.backend = backend, .kernel = &kernel, .memory_budget = std::move(budget)}) {}
 
 bool World::run_until(const std::function<bool()>& condition) {

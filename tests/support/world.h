@@ -48,14 +48,16 @@ class SendTap final : public ForwardingKernel {
 
 class World {
  public:
-  /// `budget` bounds the memory of all connections; empty is the library's default.
-  explicit World(Backend backend, CountedPtr<MemoryBudget> budget = {});
+  /// `budget` bounds the memory of all connections; empty is the library's default. `real` stands
+  /// behind the faulty kernel; it outlives the world.
+  explicit World(Backend backend, CountedPtr<MemoryBudget> budget = {},
+                 Kernel& real = linux_kernel());
   /// Removes the hooks first: what they refer to is often gone by now, and the loop still ends its connections.
   ~World();
   World(const World&) = delete;
   World& operator=(const World&) = delete;
 
-  SendTap tap{linux_kernel()};
+  SendTap tap;
   FaultyKernel kernel{tap};
 
  private:
