@@ -83,10 +83,11 @@ Result<void> Connector::Attempt::make_socket() {
 }
 
 void Connector::Attempt::try_connect() {
-  Result<Stream*> stream = failure(ENOMEM);
+  Result<Stream*> stream;
   try {
     stream = connector_.loop_.backend().connect(fd_, request_.to, *this);
-  } catch (const std::bad_alloc&) {  // as any other failure
+  } catch (const std::bad_alloc&) {
+    stream = failure(ENOMEM);
   }
   TimePoint next = give_up_at_;
   if (stream) {

@@ -16,7 +16,7 @@ using std::chrono::seconds;
 constexpr std::size_t kSmall = 100;    // leaves merged
 constexpr std::size_t kLarge = 6'000;  // leaves at once
 constexpr std::size_t kReply = 9'000;
-constexpr std::size_t kHuge = 2'000'000;  // many times what the kernel takes at once
+constexpr std::size_t kHuge = 1'000'000;  // many times what the kernel takes at once
 constexpr std::size_t kQueued = 300'000;  // more than the kernel takes at once
 constexpr int kSmallBuffer = 32'768;
 constexpr int kHugeBuffer = 65'536;
@@ -273,7 +273,7 @@ const std::vector<Script>& scripts() {
        {"client: 9000 bytes, eof", "peer: 6100 bytes, fin"}},
       {"large_send_to_slow_reader",
        &large_send_to_slow_reader,
-       {"peer: 2000000 bytes, fin", "server: 0 bytes, eof"}},
+       {"peer: 1000000 bytes, fin", "server: 0 bytes, eof"}},
       {"orderly_stop",
        &orderly_stop,
        {"peer: 300000 bytes, fin", "peer: 300000 bytes, fin", "server: 0 bytes, local",
