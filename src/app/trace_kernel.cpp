@@ -49,7 +49,8 @@ int TracingKernel::raw_epoll_wait(int epoll_fd, epoll_event* events, int capacit
 // With poll the interest is what the next wait carries.
 int TracingKernel::raw_poll(std::span<pollfd> descriptors, const timespec* timeout) {
   const auto traced = std::ranges::find(descriptors, fd_, &pollfd::fd);
-  if (fd_ < 0 || traced == descriptors.end()) return ForwardingKernel::raw_poll(descriptors, timeout);
+  if (fd_ < 0 || traced == descriptors.end())
+    return ForwardingKernel::raw_poll(descriptors, timeout);
   set_armed((traced->events & POLLOUT) != 0);
   const int count = ForwardingKernel::raw_poll(descriptors, timeout);
   if (count > 0 && armed_ && (traced->revents & POLLOUT) != 0) observer_.on_writable();

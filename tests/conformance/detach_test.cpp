@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -38,6 +39,14 @@ struct Taken {
   UniqueFd fd;
   std::string unread;
 };
+
+/// A pair whose server side sends small pieces at once: who adopts leaves the options as they are.
+SocketPair prompt_pair(Kernel& kernel) {
+  SocketPair pair = tcp_pair(kernel);
+  const int on = 1;
+  EXPECT_EQ(kernel.setsockopt(pair.server.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on), 0);
+  return pair;
+}
 
 class Detach : public ConformanceTest {
  protected:
@@ -490,7 +499,7 @@ TEST_P(Detach, AnEchoThatChangesLoopsHundredsOfTimesLosesDoublesAndReordersNothi
       EXPECT_TRUE(
           adopt_connection(loop, std::move(fd), make_behaviour(std::move(callbacks))).has_value());
     };
-    SocketPair pair = tcp_pair(world.kernel);
+    SocketPair pair = prompt_pair(world.kernel);
     World::Link link;
     link.client = UniqueFd(linux_kernel(), pair.client.release());
     join(world.loop, std::move(pair.server), {});
@@ -536,11 +545,11 @@ TEST_P(Detach, AnEchoThatChangesLoopsHundredsOfTimesLosesDoublesAndReordersNothi
 TEST_P(Detach, AnEchoThatChangesThreadsLosesNothing) {
   const std::size_t descriptors = World::open_descriptors();
   {
-    LoopThread left({.backend = GetParam()});
-    LoopThread right({.backend = GetParam()});
     std::atomic<int> hops{0};
     std::binary_semaphore over{0};
     std::function<void(EventLoop&, UniqueFd, std::string)> join;
+    LoopThread left({.backend = GetParam()});
+    LoopThread right({.backend = GetParam()});
     join = [&](EventLoop& loop, UniqueFd fd, std::string unread) {
       ConnectionCallbacks callbacks;
       callbacks.on_connect = [unread = std::move(unread)](TcpConnection& peer) {
@@ -565,7 +574,7 @@ TEST_P(Detach, AnEchoThatChangesThreadsLosesNothing) {
       EXPECT_TRUE(
           adopt_connection(loop, std::move(fd), make_behaviour(std::move(callbacks))).has_value());
     };
-    SocketPair pair = tcp_pair(linux_kernel());
+    SocketPair pair = prompt_pair(linux_kernel());
     left.loop.queue_in_loop(
         [&, fd = std::move(pair.server)]() mutable { join(left.loop, std::move(fd), {}); });
     for (int i = 0; i < 400; ++i) {
