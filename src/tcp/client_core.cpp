@@ -97,11 +97,7 @@ void ClientCore::connect_succeeded(UniqueFd fd) {
     fd.reset();  // no memory for the table itself
   }
   adopting_ = false;
-  if (adopted) {
-    ++statistics_.connections;
-  } else {
-    connect_failed(adopted.error());
-  }
+  if (!adopted) connect_failed(adopted.error());
 }
 
 void ClientCore::attempt_over(std::error_code error) {
@@ -144,6 +140,7 @@ void ClientCore::wait(Duration delay) {
 
 void ClientCore::connection_started(TcpConnection& connection) noexcept {
   state_ = ClientState::connected;
+  ++statistics_.connections;
   connection_ = &connection;
   live_.store(1);
   keep_alive_ = CountedPtr<ClientCore>(this);
@@ -154,6 +151,7 @@ void ClientCore::connection_ended(TcpConnection& connection) noexcept {
   connection_ = nullptr;
   live_.store(0);
   // One that could not even begin is a failed attempt; connect_succeeded() tells.
+  if (adopting_) --statistics_.connections;
   if (adopting_ || state_ == ClientState::stopped) return;
   const Duration lasted = loop_.now() - connection.opened_at();
   if (lasted >= options_.stable_after) attempts_ = 0;

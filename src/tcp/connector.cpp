@@ -92,6 +92,7 @@ void Connector::Attempt::try_connect() {
   TimePoint next = give_up_at_;
   if (stream) {
     stream_ = *stream;
+    stream_->stop_receive();  // what comes is for the connection; between now and detach() none may
   } else if (request_.to.is_unix() && stream.error() == system_error(EAGAIN)) {
     // Its backlog is full, and nothing tells when it is not (K33).
     next = std::min(next, add_clamped(connector_.loop_.read_clock(), backlog_delay_));
@@ -130,6 +131,10 @@ bool Connector::Attempt::connected_to_itself() const {
   // Not request_.to: whoever connects to 0.0.0.0 or [::] reaches the loopback address.
   const Result<SocketAddress> peer = peer_address(kernel, stream_->descriptor());
   return *own == (peer ? *peer : request_.to);
+}
+
+void Connector::Attempt::on_received(std::span<const std::byte>) {
+  PENSTOCK_ASSERT(false, "receiving was off before there was anything to receive");
 }
 
 void Connector::Attempt::on_failed(int error) { fail(system_error(error)); }

@@ -68,7 +68,7 @@ class Connector final : public LoopService {
     static constexpr Duration kBacklogDelayMax = std::chrono::milliseconds(200);
 
     void on_connected() override;
-    void on_received(std::span<const std::byte>) override {}  // detached before anything comes
+    void on_received(std::span<const std::byte>) override;
     void on_peer_finished() override {}
     void on_sent(std::size_t) override {}
     void on_failed(int error) override;
