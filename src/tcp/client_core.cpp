@@ -111,11 +111,14 @@ void ClientCore::attempt_over(std::error_code error) {
     wait(*told.retry_in);
   }
   if (!on_failure_) return;
+  auto callback = std::move(on_failure_);  // it may set another one
+  on_failure_ = nullptr;
   try {
-    on_failure_(told);
+    callback(told);
   } catch (...) {
     loop_.report_exception("connect-failed callback");
   }
+  if (!on_failure_) on_failure_ = std::move(callback);
 }
 
 Duration ClientCore::next_delay() noexcept {

@@ -128,7 +128,8 @@ TEST_P(Statistics, WaitsWakeupsAndEventsAreWhatTheKernelWasAskedAndAnswered) {
 TEST_P(Statistics, TheLagCountsEveryTurnAndShowsALongOne) {
   const std::uint64_t turns = world.loop.statistics().turns;
   const std::uint64_t counted = world.loop.lag().count();
-  world.turn(10);
+  for (int i = 0; i < 10; ++i)
+    world.loop.step();
   EXPECT_EQ(world.loop.statistics().turns, turns + 10);
   EXPECT_EQ(world.loop.lag().count(), counted + 10);
   EXPECT_LT(world.loop.lag().max(), std::chrono::hours(1));

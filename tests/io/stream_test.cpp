@@ -544,6 +544,7 @@ TEST_P(StreamTest, a_closed_stream_answers_every_verb_and_does_nothing) {
 }
 
 TEST_P(StreamTest, the_descriptor_leaves_the_selector_before_it_is_closed) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "poll registers nothing with the kernel");
   UniqueFd peer;
   NotingHandler& handler = attach(peer);
   const int fd = handler.stream->descriptor();
@@ -641,6 +642,7 @@ TEST_P(StreamTest, on_closed_may_close_others_and_attach_new_ones) {
 }
 
 TEST_P(StreamTest, an_attach_the_kernel_refuses_closes_the_descriptor) {
+  PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "poll registers nothing with the kernel");
   SocketPair pair = tcp_pair(kernel);
   const std::size_t open = linux_kernel().open_descriptors();
   const auto rule = kernel.inject({.call = Call::epoll_ctl, .error = ENOSPC});
@@ -710,7 +712,7 @@ TEST_P(StreamTest, a_refused_connection_attempt_fails_once_with_the_reason) {
 
 // N6
 TEST_P(StreamTest,
-       an_attempt_the_kernel_refuses_at_once_runs_no_handler_and_closes_the_descriptor) {
+       an_attempt_the_kernel_refuses_at_once_runs_no_handler_and_leaves_the_descriptor) {
   const test::Listener listener = listen_tcp(kernel);
   const std::size_t open = linux_kernel().open_descriptors();
   for (const int error : {EADDRNOTAVAIL, ENETUNREACH, EACCES}) {
@@ -723,7 +725,8 @@ TEST_P(StreamTest,
     EXPECT_EQ(stream.error(), system_error(error));
     poll(2);
     EXPECT_TRUE(handler.events.empty());
-    EXPECT_EQ(linux_kernel().open_descriptors(), open);
+    EXPECT_TRUE(socket) << "for another try";
+    EXPECT_EQ(linux_kernel().open_descriptors(), open + 1);
   }
 }
 

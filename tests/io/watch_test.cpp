@@ -270,6 +270,13 @@ class TimeoutKernel final : public ForwardingKernel {
     timeouts.push_back(timeout);
     return ForwardingKernel::raw_epoll_wait(epoll_fd, events, capacity, 0);
   }
+  int raw_poll(std::span<pollfd> descriptors, const timespec* timeout) override {
+    const timespec at_once{};
+    timeouts.push_back(timeout == nullptr ? -1
+                                          : static_cast<int>(timeout->tv_sec * 1000 +
+                                                             timeout->tv_nsec / 1'000'000));
+    return ForwardingKernel::raw_poll(descriptors, &at_once);
+  }
   TimePoint raw_now() override { return time; }
 };
 
@@ -326,7 +333,7 @@ TEST_P(WatchTest, an_interrupted_wait_answers_no_events) {
   const UniqueFd fd = eventfd(1);
   NotingWatch handler;
   watch(fd, Interest::readable, handler);
-  const auto rule = kernel.inject({.call = Call::epoll_wait, .error = EINTR});
+  const auto rule = kernel.inject({.call = wait_call(GetParam()), .error = EINTR});
   backend->poll(kNever);
   EXPECT_EQ(kernel.fired(rule), 1U);
   EXPECT_EQ(handler.calls, 0);

@@ -217,7 +217,7 @@ TEST_P(EventLoopTest, posts_write_no_wake_up_unless_the_loop_waits) {
 TEST_P(EventLoopTest, many_posts_to_a_waiting_loop_write_one_wake_up) {
   int runs = 0;
   bool posted = false;
-  kernel.before(Call::epoll_wait, [&](int) {
+  kernel.before(wait_call(GetParam()), [&](int) {
     if (std::exchange(posted, true)) return;
     for (int i = 0; i < 10; ++i)
       loop.queue_in_loop([&] { ++runs; });
@@ -253,6 +253,10 @@ class FillingKernel final : public ForwardingKernel {
     if (const auto once = std::exchange(at_first_wait, nullptr)) once();
     return ForwardingKernel::raw_epoll_wait(epoll_fd, events, capacity, timeout);
   }
+  int raw_poll(std::span<pollfd> descriptors, const timespec* timeout) override {
+    if (const auto once = std::exchange(at_first_wait, nullptr)) once();
+    return ForwardingKernel::raw_poll(descriptors, timeout);
+  }
 
  private:
   int counter_ = -1;
@@ -280,7 +284,7 @@ TEST_P(EventLoopTest, a_wake_up_write_that_is_interrupted_is_repeated) {
   const auto rule =
       kernel.inject({.call = Call::write, .first = 1, .every = 1, .times = 3, .error = EINTR});
   bool posted = false;
-  kernel.before(Call::epoll_wait, [&](int) {
+  kernel.before(wait_call(GetParam()), [&](int) {
     if (!std::exchange(posted, true)) loop.queue_in_loop([&] { ++runs; });
   });
   loop.step(Duration::max());
@@ -529,7 +533,7 @@ TEST_P(EventLoopTest, a_late_periodic_timer_skips_what_it_missed) {
 // T5. A signal at every wait: the turn which follows computes its time anew.
 TEST_P(EventLoopTest, interrupted_waits_neither_lose_nor_hasten_a_timer) {
   const auto rule =
-      kernel.inject({.call = Call::epoll_wait, .every = 1, .times = 200, .error = EINTR});
+      kernel.inject({.call = wait_call(GetParam()), .every = 1, .times = 200, .error = EINTR});
   bool fired = false;
   const TimePoint when = loop.read_clock() + milliseconds(20);
   loop.run_at(when, [&] {
@@ -553,7 +557,7 @@ TEST_P(EventLoopTest, a_timer_that_falls_due_during_a_wait_fires_behind_the_data
                            if (order.empty()) order.emplace_back("data");
                          })
                   .has_value());
-  kernel.before(Call::epoll_wait, [&](int) { kernel.advance(milliseconds(5)); });
+  kernel.before(wait_call(GetParam()), [&](int) { kernel.advance(milliseconds(5)); });
   world.turn(4);
   EXPECT_EQ(order, (std::vector<std::string>{"data", "timer"}));
 }
@@ -688,7 +692,7 @@ TEST_P(EventLoopTest, several_loops_may_take_turns_on_one_thread) {
 // -- A loop that could not be made ----------------------------------------------------------------------
 
 TEST_P(EventLoopTest, each_failure_while_a_loop_is_made_is_answered_and_leaks_nothing) {
-  for (const Call call : {Call::epoll_create, Call::eventfd, Call::epoll_ctl}) {
+  for (const Call call : making_calls(GetParam())) {
     const std::size_t open = World::open_descriptors();
     const auto rule = kernel.inject({.call = call, .error = EMFILE});
     {
@@ -726,7 +730,8 @@ TEST_P(EventLoopTest, a_watch_is_called_each_turn_as_long_as_the_condition_holds
     ++calls;
   });
   ASSERT_TRUE(id.has_value());
-  world.turn(3);
+  for (int i = 0; i < 3; ++i)
+    loop.step();
   EXPECT_EQ(calls, 3);
   std::uint64_t count = 0;
   EXPECT_EQ(kernel.read(fd.get(), &count, sizeof count), 8);
@@ -769,7 +774,8 @@ TEST_P(EventLoopTest, a_watch_that_throws_is_logged_and_counted_and_stays) {
   const Result<WatchId> id = loop.watch(fd.get(), Interest::readable,
                                         [](Readiness) { throw std::runtime_error("watch fault"); });
   ASSERT_TRUE(id.has_value());
-  world.turn(2);
+  loop.step();
+  loop.step();
   EXPECT_EQ(loop.statistics().exceptions, 2U);
   EXPECT_EQ(log.count("watch fault"), 2U);
   loop.unwatch(*id);

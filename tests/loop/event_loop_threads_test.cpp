@@ -48,9 +48,21 @@ class SleeplessKernel final : public ForwardingKernel {
 
  protected:
   int raw_epoll_wait(int epoll_fd, epoll_event* events, int capacity, int timeout) override {
+    return watched(timeout != 0,
+                   [&] { return ForwardingKernel::raw_epoll_wait(epoll_fd, events, capacity, 0); });
+  }
+  int raw_poll(std::span<pollfd> descriptors, const timespec* timeout) override {
+    const bool waits = timeout == nullptr || timeout->tv_sec != 0 || timeout->tv_nsec != 0;
+    const timespec at_once{};
+    return watched(waits, [&] { return ForwardingKernel::raw_poll(descriptors, &at_once); });
+  }
+
+ private:
+  template <class Look>
+  int watched(bool waits, Look look) {
     if (at_wait) at_wait();
-    const int result = ForwardingKernel::raw_epoll_wait(epoll_fd, events, capacity, 0);
-    if (result == 0 && timeout != 0 && loop != nullptr) {
+    const int result = look();
+    if (result == 0 && waits && loop != nullptr) {
       ++would_sleep;
       if (loop->mailbox().has_mail()) ++lost_wake_ups;
     }

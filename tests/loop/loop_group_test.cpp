@@ -148,7 +148,7 @@ TEST_P(LoopGroupTest, stop_while_a_hook_still_runs_waits_for_it) {
 TEST_P(LoopGroupTest, without_descriptors_start_answers_why_and_nothing_runs_or_leaks) {
   const std::size_t open = World::open_descriptors();
   std::atomic<int> hooks{0};
-  for (const Call call : {Call::epoll_create, Call::eventfd, Call::epoll_ctl}) {
+  for (const Call call : making_calls(GetParam())) {
     for (std::uint64_t nth = 1; nth <= 3; ++nth) {
       LoopGroupOptions with_hook = options(3);
       with_hook.on_thread_start = [&](std::size_t, EventLoop&) { ++hooks; };

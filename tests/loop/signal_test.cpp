@@ -238,7 +238,8 @@ TEST_P(SignalTest, a_number_that_is_no_signal_is_refused_and_nothing_changes) {
 
 TEST_P(SignalTest, a_failure_leaves_the_mask_and_what_was_set_before_as_it_was) {
   const std::size_t open = World::open_descriptors();
-  for (const Call call : {Call::signalfd, Call::epoll_ctl}) {
+  const Call watching = registers_with_the_kernel(GetParam()) ? Call::epoll_ctl : Call::file_status;
+  for (const Call call : {Call::signalfd, watching}) {
     const auto rule = world.kernel.inject({.call = call, .error = ENOMEM});
     const Result<void> failed = loop.on_signal(SIGUSR1, noting());
     EXPECT_EQ(world.kernel.fired(rule), 1U);

@@ -208,7 +208,7 @@ TEST_P(HandlesTest, what_is_sent_into_connections_that_churn_is_delivered_or_acc
     std::vector<std::thread> producers;
     for (std::uint32_t producer = 0; producer < kProducers; ++producer) {
       producers.emplace_back([&] {
-        for (std::uint64_t i = 0; i < each && !over; ++i) {
+        for (std::uint64_t i = 0; !over; ++i) {
           const std::scoped_lock lock(mutex);  // so that numbers are posted in their order
           if (handles.empty()) continue;
           const std::size_t to = i % handles.size();
@@ -233,9 +233,9 @@ TEST_P(HandlesTest, what_is_sent_into_connections_that_churn_is_delivered_or_acc
           std::this_thread::yield();
       }
     });
-    ASSERT_TRUE(eventually([&] { return connects.load() > 5 && posted.load() > each; }));
+    EXPECT_TRUE(eventually([&] { return connects.load() > 5 && posted.load() > each; }));
     server.stop(std::chrono::seconds(2));
-    ASSERT_TRUE(eventually([&] { return server.statistics().live == 0; }));
+    EXPECT_TRUE(eventually([&] { return server.statistics().live == 0; }));
     over = true;
     for (std::thread& producer : producers)
       producer.join();

@@ -112,9 +112,11 @@ World::Link World::connect(std::shared_ptr<Record> record, ConnectionCallbacks c
 
 bool registers_with_the_kernel(Backend backend) { return backend != Backend::poll; }
 bool acts_at_once(Backend backend) { return backend != Backend::custom; }
-Call wait_call(Backend backend) {
-  return backend == Backend::poll ? Call::poll : Call::epoll_wait;
+std::vector<Call> making_calls(Backend backend) {
+  if (backend == Backend::poll) return {Call::eventfd};
+  return {Call::epoll_create, Call::eventfd, Call::epoll_ctl};
 }
+Call wait_call(Backend backend) { return backend == Backend::poll ? Call::poll : Call::epoll_wait; }
 
 std::string backend_word(Backend backend) {
   if (backend == Backend::custom) return "deferring";

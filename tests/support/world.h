@@ -119,6 +119,8 @@ inline constexpr Backend kBackends[] = {Backend::epoll, Backend::epoll_edge, Bac
 bool registers_with_the_kernel(Backend backend);
 /// send() reaches the kernel before it returns, and an event its handler in the same poll.
 bool acts_at_once(Backend backend);
+/// The calls by which a loop on it is made: each can fail.
+std::vector<Call> making_calls(Backend backend);
 /// The call of the kernel seam by which it waits.
 Call wait_call(Backend backend);
 

@@ -81,7 +81,8 @@ class CallbackSetters {
   /// on.
   BehaviourPtr behaviour(const ConnectionLimits& limits) {
     if (callbacks_) {
-      behaviour_ = make_behaviour(std::move(*callbacks_), limits);
+      // The memory comes first: if there is none, what has been set stays set.
+      behaviour_ = BehaviourPtr(new Behaviour(std::move(*callbacks_), limits));
       callbacks_.reset();
     }
     return behaviour_;
