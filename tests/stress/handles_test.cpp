@@ -233,7 +233,8 @@ TEST_P(HandlesTest, what_is_sent_into_connections_that_churn_is_delivered_or_acc
           std::this_thread::yield();
       }
     });
-    EXPECT_TRUE(eventually([&] { return connects.load() > 5 && posted.load() > each; }));
+    EXPECT_TRUE(eventually(
+        [&] { return connects.load() > 5 && posted.load() > each && executed.load() > 0; }));
     server.stop(std::chrono::seconds(2));
     EXPECT_TRUE(eventually([&] { return server.statistics().live == 0; }));
     over = true;
