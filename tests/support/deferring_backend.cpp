@@ -17,12 +17,9 @@ namespace {
 constexpr int kPollsUntilClosed = 2;
 constexpr std::size_t kComparedMax = std::size_t{256} * 1024;  // of each send, from its front
 
-class DeferringBackend;
-
 class DeferringStream final : public Stream, private StreamHandler {
  public:
-  DeferringStream(DeferringBackend& backend, StreamHandler& handler) noexcept
-      : backend_(backend), handler_(handler) {}
+  explicit DeferringStream(StreamHandler& handler) noexcept : handler_(handler) {}
 
   void set_inner(Stream* inner) noexcept { inner_ = inner; }
   StreamHandler& inner_handler() noexcept { return *this; }
@@ -89,7 +86,6 @@ class DeferringStream final : public Stream, private StreamHandler {
   void transmit();
   void check_lent() const;
 
-  DeferringBackend& backend_;
   StreamHandler& handler_;
   Stream* inner_ = nullptr;
   std::deque<Event> due_;
@@ -109,19 +105,19 @@ class DeferringStream final : public Stream, private StreamHandler {
 
 class DeferringBackend final : public IoBackend {
  public:
-  DeferringBackend(std::unique_ptr<IoBackend> inner) noexcept
+  explicit DeferringBackend(std::unique_ptr<IoBackend> inner) noexcept
       : IoBackend(inner->now()), inner_(std::move(inner)) {}
 
   std::string_view name() const override { return "deferring"; }
 
   Result<Stream*> attach(UniqueFd fd, StreamKind kind, StreamHandler& handler) override {
-    DeferringStream& stream = streams_.emplace_back(*this, handler);
+    DeferringStream& stream = streams_.emplace_back(handler);
     const Result<Stream*> inner = inner_->attach(std::move(fd), kind, stream.inner_handler());
     return joined(stream, inner);
   }
   Result<Stream*> connect(UniqueFd& fd, const SocketAddress& peer,
                           StreamHandler& handler) override {
-    DeferringStream& stream = streams_.emplace_back(*this, handler);
+    DeferringStream& stream = streams_.emplace_back(handler);
     const Result<Stream*> inner = inner_->connect(fd, peer, stream.inner_handler());
     return joined(stream, inner);
   }
