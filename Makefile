@@ -86,7 +86,7 @@ bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers 
 bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
 	$(BENCH) bench/promises.py --out build/bench $(ARGS)
 
-coverage: ## run every test under gcov, write build/coverage/report/index.html
+coverage: ## run every test under gcov, print the lines that none reaches, write build/coverage/report/
 	@$(INSTALL) build test coverage
 	@cmake --preset coverage -Wno-dev >/dev/null
 	@cmake --build build/coverage -j$(JOBS)
@@ -94,7 +94,9 @@ coverage: ## run every test under gcov, write build/coverage/report/index.html
 	@$(CTEST) --test-dir build/coverage
 	@mkdir -p build/coverage/report
 	@gcovr --root . --filter src/ --filter include/ -j $(JOBS) --exclude-throw-branches \
-	  --html-details build/coverage/report/index.html --print-summary build/coverage
+	  --html-details build/coverage/report/index.html --txt build/coverage/report/lines.txt \
+	  --print-summary build/coverage
+	@cat build/coverage/report/lines.txt
 
 docs: ## write the API reference, build/docs/html/index.html; fails on what is undocumented
 	@$(INSTALL) docs
