@@ -119,6 +119,16 @@ struct Clean {
   std::uint64_t calls = 0;
   std::uint64_t wakeups = 0;
   std::uint64_t closes = 0;
+
+  // The calls that both runs make, and the work of the busier one.
+  void keep_common(const Clean& other) {
+    for (std::size_t i = 0; i < counts.size(); ++i)
+      counts[i] = std::min(counts[i], other.counts[i]);
+    for (auto& [call, count] : sized)
+      count = std::min(count, other.sized.at(call));
+    calls = std::max(calls, other.calls);
+    wakeups = std::max(wakeups, other.wakeups);
+  }
 };
 
 std::uint64_t non_waits(const FaultyKernel& kernel) {
@@ -140,6 +150,10 @@ class EverySystemCall : public testing::TestWithParam<Parameter> {
     const char* chosen = std::getenv("PENSTOCK_FAULT_CELL");
     if (chosen != nullptr) chosen_ = chosen;
     clean_ = run_clean();
+    // On a busy machine the kernel may take a large send in more parts than it mostly does: a call
+    // counts as made when each of several runs makes it.
+    for (int i = 0; i < 2; ++i)
+      clean_.keep_common(run_clean());
   }
   void TearDown() override { RecordProperty("cells", std::to_string(cells_)); }
 
