@@ -52,7 +52,8 @@ if(PENSTOCK_SANITIZE)
 endif()
 if(PENSTOCK_COVERAGE)
   list(APPEND penstock_instrument_flags --coverage)
-  add_compile_options(--coverage)
+  # Threads count too; without atomic counters some come out negative, which gcovr refuses.
+  add_compile_options(--coverage -fprofile-update=atomic)
   add_link_options(--coverage)
 endif()
 

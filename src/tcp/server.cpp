@@ -182,6 +182,7 @@ SocketAddress TcpServer::address() const { return core_ ? core_->address() : Soc
 std::vector<EventLoop*> TcpServer::serving_loops() {
   if (!group_) return {loop_};
   std::vector<EventLoop*> loops;
+  loops.reserve(group_->size());
   for (std::size_t i = 0; i < group_->size(); ++i)
     loops.push_back(&group_->loop(i));
   return loops;

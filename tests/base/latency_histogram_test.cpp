@@ -134,7 +134,9 @@ TEST(LatencyHistogram, percentiles_are_the_exact_ones_rounded_up_by_less_than_a_
     std::ranges::sort(sorted);
     RC_ASSERT(histogram.count() == sorted.size());
     RC_ASSERT(histogram.max().count() == sorted.back());
-    const std::uint64_t sum = std::accumulate(sorted.begin(), sorted.end(), std::uint64_t{0});
+    std::uint64_t sum = 0;
+    for (const std::int64_t number : sorted)
+      sum += static_cast<std::uint64_t>(number);
     RC_ASSERT(static_cast<std::uint64_t>(histogram.mean().count()) == sum / sorted.size());
     std::int64_t before = 0;
     for (std::size_t percent = 0; percent <= 100; ++percent) {
