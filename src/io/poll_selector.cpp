@@ -6,9 +6,11 @@
 #include <cerrno>
 #include <new>
 #include <string>
+#include <utility>
 
 #include "penstock/base/assert.h"
 #include "penstock/base/log.h"
+#include "penstock/base/result.h"
 
 namespace penstock {
 namespace {
@@ -94,9 +96,12 @@ std::span<const epoll_event> PollSelector::wait(int timeout) {
   was_cut_ = false;
   const timespec limit{.tv_sec = timeout / 1000, .tv_nsec = timeout % 1000 * 1'000'000L};
   int left = kernel_.poll(descriptors_, timeout < 0 ? nullptr : &limit);
-  if (left == -ENOMEM)
-    return events_;  // poll(2) has no memory of its own; the next turn asks again
+  if (left == -ENOMEM || left == -EINVAL) {
+    pause(left, timeout);
+    return events_;
+  }
   PENSTOCK_ASSERT(left >= 0, "poll refuses its own descriptors");
+  refused_ = false;
   // Only here: while a batch is dispatched, add() must not move it.
   try {
     events_.reserve(static_cast<std::size_t>(left));
@@ -128,6 +133,23 @@ std::span<const epoll_event> PollSelector::wait(int timeout) {
     ++place;
   }
   return events_;
+}
+
+// The kernel lacks memory, or the limit on descriptors was lowered below what is open (poll(2)).
+// Neither goes away by asking again at once.
+void PollSelector::pause(int error, int timeout) {
+  if (!std::exchange(refused_, true)) {
+    log_composed(LogLevel::error, [error] {
+      return "poll does not wait: " + system_error(error).message() +
+             (error == -EINVAL ? "; raise the limit on descriptors again, or choose epoll" : "") +
+             "; trying again every 10 ms";
+    });
+  }
+  if (timeout == 0) return;
+  constexpr int kPauseMax = 10;
+  const int milliseconds = timeout < 0 ? kPauseMax : std::min(timeout, kPauseMax);
+  const timespec limit{.tv_sec = 0, .tv_nsec = milliseconds * 1'000'000L};
+  kernel_.poll({}, &limit);
 }
 
 }  // namespace penstock

@@ -28,13 +28,15 @@ class PollSelector final : public Selector {
   std::size_t place_of(int fd) const noexcept;
   void make_room();
   void drop(std::size_t place) noexcept;
+  void pause(int error, int timeout);
 
   Kernel& kernel_;
   std::vector<pollfd> descriptors_;
   std::vector<std::uint64_t> tokens_;  // beside descriptors_
   std::vector<std::size_t> places_;    // by descriptor number, into both
   std::vector<epoll_event> events_;
-  bool was_cut_ = false;
+  bool was_cut_ = false;  // the last wait() had no memory for all events
+  bool refused_ = false;  // the last poll was
 };
 
 }  // namespace penstock

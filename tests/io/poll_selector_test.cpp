@@ -75,7 +75,7 @@ class PollSelectorTest : public testing::Test {
 
 // -- The set --
 
-// PAR5: every sequence of up to six steps over three descriptors, each step being one of add,
+// PAR5: every sequence of up to five steps over three descriptors, each step being one of add,
 // change (to one of two interests) and remove. The raw set is compared after each step.
 TEST_F(PollSelectorTest, every_sequence_of_verbs_leaves_the_set_of_the_model) {
   // All are always readable and writable: whoever is asked for is told.
@@ -256,6 +256,41 @@ TEST_F(PollSelectorTest, a_poll_without_memory_answers_no_events_and_the_next_do
   EXPECT_TRUE(selector.wait(0).empty());
   tap.answer = 0;
   EXPECT_EQ(wait().size(), 1u);
+}
+
+// ENOMEM may last; EINVAL is a limit on descriptors that was lowered below what is open (poll(2)).
+// Asking again at once would spin, and ending the program for it would be worse.
+TEST_F(PollSelectorTest, a_poll_that_keeps_being_refused_pauses_in_between_and_is_told_once) {
+  for (const int error : {ENOMEM, EINVAL}) {
+    SCOPED_TRACE(error);
+    const CapturedLog log;
+    PollTap refusing(linux_kernel());
+    PollSelector waiting(refusing);
+    const UniqueFd fd = event(1);
+    ASSERT_EQ(waiting.add(fd.get(), EPOLLIN, token(1)), 0);
+    refusing.answer = -error;
+    const struct {
+      int timeout;
+      long pause_milliseconds;
+    } cases[] = {{-1, 10}, {1000, 10}, {3, 3}};
+    for (const auto& [timeout, pause] : cases) {
+      const std::size_t polls = refusing.polls;
+      EXPECT_TRUE(waiting.wait(timeout).empty());
+      EXPECT_EQ(refusing.polls, polls + 2);
+      EXPECT_TRUE(refusing.handed.empty()) << "a pause needs no descriptors, and no memory";
+      ASSERT_TRUE(refusing.timeout.has_value());
+      EXPECT_EQ(refusing.timeout->tv_nsec, pause * 1'000'000);
+    }
+    const std::size_t polls = refusing.polls;
+    EXPECT_TRUE(waiting.wait(0).empty());
+    EXPECT_EQ(refusing.polls, polls + 1) << "who does not wait is not kept waiting";
+    EXPECT_EQ(log.lines().size(), 1U);
+    refusing.answer = 0;
+    EXPECT_EQ(waiting.wait(0).size(), 1U);
+    refusing.answer = -error;
+    EXPECT_TRUE(waiting.wait(0).empty());
+    EXPECT_EQ(log.lines().size(), 2U) << "a new shortage is told anew";
+  }
 }
 
 TEST_F(PollSelectorTest, tells_errors_and_hang_ups_without_interest) {
