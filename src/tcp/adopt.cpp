@@ -1,10 +1,10 @@
 #include "penstock/tcp/adopt.h"
 
 #include <cerrno>
-#include <new>
 #include <utility>
 
 #include "penstock/tcp/connection_table.h"
+#include "tcp/stream_socket.h"
 
 namespace penstock {
 
@@ -17,15 +17,11 @@ Result<ConnectionHandle> adopt_connection(EventLoop& loop, UniqueFd fd, Behaviou
   const int asked = kernel.getsockopt(fd.get(), SOL_SOCKET, SO_TYPE, &type, &size);
   if (asked < 0) return failure(asked);
   if (type != SOCK_STREAM) return failure(EPROTOTYPE);
-  sockaddr_storage storage{};
-  socklen_t room = sizeof storage;
-  auto* address = reinterpret_cast<sockaddr*>(&storage);
-  const int named = kernel.getpeername(fd.get(), address, &room);
-  if (named < 0) return failure(named);
+  const Result<SocketAddress> peer = peer_address(kernel, fd.get());
+  if (!peer) return std::unexpected(peer.error());
   const int set = kernel.make_nonblocking(fd.get());
   if (set < 0) return failure(set);
-  return ConnectionTable::of(loop).adopt(std::move(fd), SocketAddress(address, room),
-                                         std::move(behaviour), nullptr);
+  return ConnectionTable::of(loop).adopt(std::move(fd), *peer, std::move(behaviour), nullptr);
 }
 
 }  // namespace penstock

@@ -9,6 +9,7 @@
 #include "penstock/base/assert.h"
 #include "penstock/tcp/behaviour.h"
 #include "penstock/tcp/connection_table.h"
+#include "tcp/stream_socket.h"
 
 namespace penstock {
 namespace {
@@ -991,11 +992,7 @@ ConnectionHandle TcpConnection::handle() const noexcept { return {loop_->id(), i
 
 SocketAddress TcpConnection::local_address() const {
   if (descriptor() < 0) return {};
-  sockaddr_storage storage{};
-  socklen_t size = sizeof storage;
-  auto* address = reinterpret_cast<sockaddr*>(&storage);
-  if (loop_->kernel().getsockname(descriptor(), address, &size) < 0) return {};
-  return {address, size};
+  return bound_address(loop_->kernel(), descriptor()).value_or(SocketAddress());
 }
 
 }  // namespace penstock

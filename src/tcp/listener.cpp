@@ -12,6 +12,7 @@
 #include "tcp/stream_socket.h"
 
 namespace penstock {
+
 Result<UniqueFd> Listener::make_socket(const SocketAddress& address,
                                        const ListenerOptions& options) {
   Kernel& kernel = loop_.kernel();

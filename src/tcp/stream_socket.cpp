@@ -43,22 +43,27 @@ Result<UniqueFd> make_stream_socket(Kernel& kernel, int family, Duration user_ti
   return socket;
 }
 
-Result<SocketAddress> bound_address(Kernel& kernel, int fd) {
+namespace {
+
+using AskForAddress = int (Kernel::*)(int fd, sockaddr* address, socklen_t* size);
+
+Result<SocketAddress> address_by(AskForAddress ask, Kernel& kernel, int fd) {
   sockaddr_storage storage{};
   socklen_t size = sizeof storage;
   auto* address = reinterpret_cast<sockaddr*>(&storage);
-  const int named = kernel.getsockname(fd, address, &size);
+  const int named = (kernel.*ask)(fd, address, &size);
   if (named < 0) return failure(named);
   return SocketAddress(address, size);
 }
 
+}  // namespace
+
+Result<SocketAddress> bound_address(Kernel& kernel, int fd) {
+  return address_by(&Kernel::getsockname, kernel, fd);
+}
+
 Result<SocketAddress> peer_address(Kernel& kernel, int fd) {
-  sockaddr_storage storage{};
-  socklen_t size = sizeof storage;
-  auto* address = reinterpret_cast<sockaddr*>(&storage);
-  const int named = kernel.getpeername(fd, address, &size);
-  if (named < 0) return failure(named);
-  return SocketAddress(address, size);
+  return address_by(&Kernel::getpeername, kernel, fd);
 }
 
 }  // namespace penstock

@@ -126,6 +126,13 @@ TEST(LatencyHistogram, is_exact_to_a_32nd_at_every_edge_of_its_buckets) {
   }
 }
 
+TEST(LatencyHistogram, a_fraction_that_is_no_number_is_taken_for_the_least) {
+  LatencyHistogram histogram;
+  histogram.record(Duration(3));
+  histogram.record(Duration(9));
+  EXPECT_EQ(histogram.percentile(std::numeric_limits<double>::quiet_NaN()), Duration(3));
+}
+
 TEST(LatencyHistogram, percentiles_are_the_exact_ones_rounded_up_by_less_than_a_32nd) {
   EXPECT_TRUE(rc::check([] {
     Numbers sorted = *numbers();

@@ -45,10 +45,12 @@ class LatencyHistogram {
   }
 
   /// The duration that `fraction` (0 to 1) of all counted ones do not exceed, rounded up to the end
-  /// of its bucket but never above max(). Zero when nothing has been counted.
+  /// of its bucket but never above max(). Zero when nothing has been counted. Below 0, and no number,
+  /// count as 0.
   Duration percentile(double fraction) const noexcept {
+    if (!(fraction > 0.0)) fraction = 0.0;
     // The fraction just below: 0.07 of 100 is 7, and 7.000000000000001 by multiplication.
-    const double below = std::nextafter(std::clamp(fraction, 0.0, 1.0), 0.0);
+    const double below = std::nextafter(std::min(fraction, 1.0), 0.0);
     const double rank = std::ceil(below * static_cast<double>(count_));
     std::uint64_t left = std::max<std::uint64_t>(static_cast<std::uint64_t>(rank), 1);
     for (std::size_t i = 0; i < buckets_.size(); ++i) {

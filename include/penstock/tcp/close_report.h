@@ -27,7 +27,7 @@ inline constexpr std::size_t kCloseReasons = static_cast<std::size_t>(CloseReaso
 
 /// Which limit of time ended a connection.
 enum class TimeoutKind : std::uint8_t {
-  none,
+  none,            ///< None: it ended for another reason.
   idle,            ///< No byte in either direction.
   write_stall,     ///< Output was pending and the peer took none of it.
   half_close,      ///< One side had finished and nothing moved any more.

@@ -29,7 +29,7 @@ struct ListenPlace;
 /// Which loop gets the next connection.
 enum class Balance : std::uint8_t {
   least_connections,  ///< The one with the fewest, counted when they are handed over.
-  round_robin,
+  round_robin,  ///< Each in its turn.
 };
 
 /// How a server is made. The defaults suit most programs; say where to listen.
