@@ -345,6 +345,8 @@ int FaultyKernel::raw_poll(std::span<pollfd> descriptors, const timespec* timeou
     for (const pollfd& descriptor : descriptors)
       polled_[descriptor.fd] = descriptor.events;
   }
+  // A pause, not a wait: it needs no memory, so the kernel has nothing to refuse.
+  if (descriptors.empty()) return ForwardingKernel::raw_poll(descriptors, timeout);
   return count_wait(
       run({Call::poll}, [&] { return ForwardingKernel::raw_poll(descriptors, timeout); }));
 }

@@ -198,7 +198,8 @@ TEST_F(FaultyKernelTest, every_kind_of_call_can_be_made_to_fail) {
   EXPECT_EQ(kernel_.epoll_create(0), -EXDEV);
   EXPECT_EQ(kernel_.epoll_ctl(-1, EPOLL_CTL_ADD, -1, &event), -EXDEV);
   EXPECT_EQ(kernel_.epoll_wait(-1, &event, 1, -1), -EXDEV);
-  EXPECT_EQ(kernel_.poll({}, nullptr), -EXDEV);
+  pollfd polled{};
+  EXPECT_EQ(kernel_.poll(std::span(&polled, 1), nullptr), -EXDEV);
   EXPECT_EQ(kernel_.eventfd(0, 0), -EXDEV);
   EXPECT_EQ(kernel_.signalfd(-1, &signals, 0), -EXDEV);
   EXPECT_EQ(kernel_.signal_mask(SIG_BLOCK, &signals, nullptr), -EXDEV);
@@ -544,6 +545,14 @@ TEST_F(FaultyKernelTest, tells_what_the_last_poll_waited_for) {
   EXPECT_EQ(kernel_.poll({}, &at_once), 0);
   EXPECT_FALSE(kernel_.polled_for(second).has_value());
   EXPECT_EQ(kernel_.wakeups(), 1u);
+}
+
+TEST_F(FaultyKernelTest, leaves_a_poll_of_no_descriptors_alone) {
+  const auto rule = kernel_.inject({.call = Call::poll, .every = 1, .error = ENOMEM});
+  const timespec at_once{};
+  EXPECT_EQ(kernel_.poll({}, &at_once), 0);
+  EXPECT_EQ(kernel_.fired(rule), 0u);
+  EXPECT_EQ(kernel_.calls(Call::poll), 0u);
 }
 
 TEST_F(FaultyKernelTest, counts_wakeups_and_events) {

@@ -17,7 +17,9 @@
 //      fall short, it re-arms the descriptor in each epoll it was registered with through this
 //      kernel (EPOLL_CTL_MOD with the same event). One-shot registrations are left alone; their
 //      owner re-arms them. A failed epoll_ctl just fails.
-//   3. Reads and writes of an eventfd or signalfd are never shortened: these move whole records.
+//   3. Reads and writes of an eventfd or signalfd are never shortened: these move whole records. A
+//      poll of no descriptors is a pause; Linux cannot refuse it, so it is neither disturbed nor
+//      counted.
 //   4. It has no clock, no dice and no memory of data: schedules come from the test.
 #pragma once
 
