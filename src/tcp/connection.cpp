@@ -622,10 +622,12 @@ void TcpConnection::close() {
   finish();
 }
 
-void TcpConnection::close_with_protocol_error() {
+void TcpConnection::close_with_protocol_error(std::error_code why) {
   if (phase_ != Phase::open) return;
   close();
-  if (reason_ == CloseReason::local) reason_ = CloseReason::protocol;
+  if (reason_ != CloseReason::local) return;
+  reason_ = CloseReason::protocol;
+  error_ = why;
 }
 
 void TcpConnection::close_for_stop() {

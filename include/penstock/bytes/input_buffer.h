@@ -49,12 +49,13 @@ class InputBuffer {
   void consume(std::size_t n) noexcept {
     PENSTOCK_ASSERT(n <= size(), "more consumed than there is");
     begin_ += n;
+    progress_ = 0;
   }
 
   /// Consumes and returns all bytes.
   std::span<const std::byte> take() noexcept {
     const std::span<const std::byte> all = peek();
-    begin_ = end_;
+    consume(size());
     return all;
   }
 
@@ -122,6 +123,12 @@ class InputBuffer {
   std::optional<std::uint64_t> read_u64_le() noexcept { return read_as<std::uint64_t, kLittle>(); }
   ///@}
 
+  /// A number that a reader leaves itself for its next look at the same unread bytes, so that it
+  /// need not look at all of them again: how far it has searched in vain, say. 0 at first, and again
+  /// after anything has been consumed.
+  std::size_t progress() const noexcept { return progress_; }
+  void set_progress(std::size_t progress) noexcept { progress_ = progress; }
+
   // ---- For the connection ----------------------------------------------------------------------
   // Its cycle: lend(), the callback, keep_rest(). The callback may also be run again over what is
   // kept, without a lend(); keep_rest() follows all the same.
@@ -156,6 +163,7 @@ class InputBuffer {
   void discard() noexcept {
     if (storage_ != nullptr) free_storage();
     begin_ = end_ = nullptr;
+    progress_ = 0;
   }
 
   /// Unread bytes that are in our own storage.
@@ -185,7 +193,7 @@ class InputBuffer {
   template <class Unsigned, std::endian kOrder>
   std::optional<Unsigned> read_as() noexcept {
     const std::optional<Unsigned> value = peek_as<Unsigned, kOrder>();
-    if (value) begin_ += sizeof(Unsigned);
+    if (value) consume(sizeof(Unsigned));
     return value;
   }
 
@@ -198,6 +206,7 @@ class InputBuffer {
   const std::byte* end_ = nullptr;
   std::byte* storage_ = nullptr;
   std::size_t capacity_ = 0;
+  std::size_t progress_ = 0;
 };
 
 static_assert(sizeof(InputBuffer) <= 48, "every connection has one");

@@ -3,6 +3,8 @@
 // Thread-safe because it never changes.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <functional>
 #include <utility>
 
@@ -26,6 +28,9 @@ struct ConnectionCallbacks {
   Callback<> on_connect{};
   /// Input has arrived. What is not consumed is offered again with what comes next.
   Callback<InputBuffer&> on_message{};
+  /// Bytes that on_message may have to see at once, for the longest message; ConnectionLimits::
+  /// input_max is raised to it.
+  std::size_t message_max = 0;
   /// The peer has finished sending. Without this callback the connection answers with finish() when
   /// its output has gone and no hold is left; with it, the callback decides (and the half-close
   /// limit applies).
@@ -45,10 +50,16 @@ struct ConnectionCallbacks {
 struct Behaviour final : Counted<Behaviour> {
   /// As make_behaviour(), which is the way to make one.
   Behaviour(ConnectionCallbacks its_callbacks, ConnectionLimits its_limits)
-      : callbacks(std::move(its_callbacks)), limits(its_limits) {}
+      : callbacks(std::move(its_callbacks)), limits(fitting(its_limits, callbacks.message_max)) {}
 
   const ConnectionCallbacks callbacks;  ///< What the connections call.
   const ConnectionLimits limits;        ///< What they may take.
+
+ private:
+  static ConnectionLimits fitting(ConnectionLimits limits, std::size_t message_max) noexcept {
+    if (limits.input_max != 0) limits.input_max = std::max(limits.input_max, message_max);
+    return limits;
+  }
 };
 
 /// Makes a behaviour, for TcpConnection::set_behaviour and adopted descriptors.

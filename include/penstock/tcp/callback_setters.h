@@ -23,12 +23,15 @@ class CallbackSetters {
                   "of a connection belongs in emplace_context()");
     callbacks().on_connect = std::move(function);
   }
-  /// Sets ConnectionCallbacks::on_message.
+  /// Sets ConnectionCallbacks::on_message, and message_max if the function has a member of that name.
   template <class Function>
   void on_message(Function function) {
     static_assert(std::is_invocable_v<const Function&, TcpConnection&, InputBuffer&>,
                   "on_message takes (TcpConnection&, InputBuffer&) and must not be mutable: state "
                   "of a connection belongs in emplace_context()");
+    if constexpr (requires { function.message_max(); }) {
+      callbacks().message_max = function.message_max();
+    }
     callbacks().on_message = std::move(function);
   }
   /// Sets ConnectionCallbacks::on_peer_finished.

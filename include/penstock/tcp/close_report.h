@@ -67,7 +67,8 @@ struct CloseReport {
   CloseReason reason = CloseReason::local;  ///< Why it ended.
   TimeoutKind timeout = TimeoutKind::none;  ///< Which limit, when the reason is timeout.
   /// What the kernel said; Errc::callback_threw; for overflow which limit it was: Errc::output_limit,
-  /// input_limit or memory_limit, or ENOMEM. Else none.
+  /// input_limit or memory_limit, or ENOMEM; for protocol what close_with_protocol_error() was told.
+  /// Else none.
   std::error_code error{};
   std::uint64_t bytes_received = 0;   ///< Taken from the kernel.
   std::uint64_t bytes_sent = 0;       ///< Taken by the kernel.

@@ -128,8 +128,9 @@ class TcpConnection final : private StreamHandler,
   void close();
   /// Ends at once with a reset (RST). What was queued is discarded and reported.
   void abort();
-  /// close() or abort(), for a reason of the protocol above: reported as `protocol`.
-  void close_with_protocol_error();
+  /// close(), because the peer broke the rules of the protocol above: reported as `protocol`, with
+  /// `why` as the error.
+  void close_with_protocol_error(std::error_code why = {});
   /// What an orderly stop of a server does: close(), but at once when the peer has acknowledged
   /// everything and nothing waits to be read, and only after the last release().
   void close_for_stop();
@@ -148,6 +149,11 @@ class TcpConnection final : private StreamHandler,
   /// Whether it is read right now: not paused by the user, by its own output or by input that is kept
   /// up to the limit; not at the end of its input, and not while it is being detached.
   bool is_reading() const noexcept { return receiving_; }
+
+  /// Whether a callback that finds several messages in its input should go on to the next one: not
+  /// when reading has been paused, output is above the high-water mark, another behaviour is to take
+  /// over, or the connection is ending. What it leaves is offered again when that is over.
+  bool wants_input() const noexcept { return may_deliver() && !above_high_ && !next_behaviour_; }
 
   /// Keeps the connection open after the peer has finished, for a reply still being computed: no
   /// automatic finish(), no idle and no half-close limit. release() takes it back. Counted.
