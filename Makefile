@@ -19,7 +19,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises coverage \
+.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises bench-broadcast coverage \
         docs install-packages clean
 
 help: ## list these targets
@@ -85,6 +85,9 @@ bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers 
 
 bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
 	$(BENCH) bench/promises.py --out build/bench $(ARGS)
+
+bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (ARGS)
+	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)
 
 coverage: ## run every test under gcov, print the lines that none reaches, write build/coverage/report/
 	@$(INSTALL) build test coverage
