@@ -1,7 +1,5 @@
 #include "penstock/bytes/message_queue.h"
 
-#include <rapidcheck/gtest.h>
-
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -13,6 +11,8 @@
 
 #include "failing_allocation.h"
 #include "gtest/gtest.h"
+#include "rapidcheck.h"
+#include "rapidcheck/gtest.h"
 
 namespace penstock::test {
 namespace {
