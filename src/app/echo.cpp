@@ -114,11 +114,13 @@ void add_echo(CLI::App& app, Action& action) {
           "Clients at a time from one IPv4 address or IPv6 /64, not counting the loopback; "
           "one more is reset; 0: no such limit")
       ->type_name("N")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1'000'000'000}))
       ->capture_default_str();
   command
       ->add_option("--accept-rate", options->accepts_per_second_max,
                    "Clients accepted per second, more wait in the backlog; 0: as they come")
       ->type_name("N")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1'000'000'000}))
       ->capture_default_str();
   add_balance(*command, options->balance);
   add_duration(*command, "--idle-timeout", options->limits.idle_timeout,
