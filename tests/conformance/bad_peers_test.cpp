@@ -332,6 +332,27 @@ TEST_P(BadPeers, AStormOfConnectionsThatResetAtOnceLeavesNothingBehind) {
   EXPECT_EQ(statistics().live, 1u);
 }
 
+// -- Silence --------------------------------------------------------------------------------------
+
+// S3
+TEST_P(BadPeers, SilentClientsThatFillTheServerMakeRoomForOthersInBoundedTime) {
+  constexpr std::size_t kPlaces = 5;
+  start({.max_connections = kPlaces, .limits = {.first_message_timeout = seconds(10)}});
+  std::vector<RawClient> silent = connect_many(server().address(), kPlaces);
+  ASSERT_TRUE(world.run_until([&] { return ledger.connects == kPlaces; }));
+  const RawClient good(connect_to(server().address()));
+  send_text(linux_kernel(), good.fd.get(), "hello");
+  world.settle();
+  EXPECT_EQ(ledger.connects, kPlaces);
+  world.kernel.advance(seconds(10));
+  ASSERT_TRUE(world.run_until([&] { return ledger.received == "hello"; }));
+  ASSERT_TRUE(world.run_until([&] { return ledger.closes == kPlaces; }));
+  EXPECT_EQ(ledger.count(CloseReason::timeout), kPlaces);
+  for (const CloseReport& report : ledger.reports)
+    EXPECT_EQ(to_string(report.timeout), to_string(TimeoutKind::first_message));
+  EXPECT_EQ(statistics().live, 1u);
+}
+
 // -- The log (S11) --------------------------------------------------------------------------------
 
 TEST_P(BadPeers, RefusalsAreLoggedTenTimesASecondWithTheNumberOfTheOthers) {
