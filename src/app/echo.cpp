@@ -2,8 +2,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
 
 #include "app/command.h"
 #include "app/units.h"
@@ -38,12 +43,43 @@ int run_echo(TcpServerOptions options) {
   });
   const int code = server.run();
   const ServerStatistics statistics = server.statistics();
+  const std::uint64_t refused_after_accept =
+      statistics.refused_for_source + statistics.refused_at_start + statistics.refused_at_stop;
   fmt::print(
       "served {} connections, refused {}, received {} bytes, sent {} bytes, reset {} at the stop\n",
-      statistics.accepted, statistics.refused_for_descriptors, statistics.bytes_received,
+      statistics.accepted - refused_after_accept,
+      statistics.refused_for_descriptors + refused_after_accept, statistics.bytes_received,
       statistics.bytes_sent, statistics.aborted_at_stop);
   std::fflush(stdout);
   return code;
+}
+
+using NamedBalance = std::pair<std::string_view, Balance>;
+
+constexpr NamedBalance kBalances[] = {
+    {"least-connections", Balance::least_connections},
+    {"round-robin", Balance::round_robin},
+    {"peer-hash", Balance::peer_hash},
+};
+
+void add_balance(CLI::App& command, Balance& value) {
+  command
+      .add_option_function<std::string>(
+          "--balance",
+          [&value](const std::string& text) {
+            const auto* found = std::ranges::find(kBalances, text, &NamedBalance::first);
+            if (found == std::ranges::end(kBalances)) {
+              throw CLI::ValidationError(
+                  "--balance",
+                  fmt::format("'{}' is not one of least-connections, round-robin, peer-hash",
+                              text));
+            }
+            value = found->second;
+          },
+          "Which of the --loops gets a client: least-connections, round-robin, peer-hash (all "
+          "clients of a source the same one)")
+      ->type_name("NAME")
+      ->default_str("least-connections");
 }
 
 }  // namespace
@@ -72,6 +108,21 @@ void add_echo(CLI::App& app, Action& action) {
           "Clients at a time, more wait in the backlog; 0: nine tenths of the free descriptors")
       ->type_name("N")
       ->capture_default_str();
+  command
+      ->add_option(
+          "--connections-per-source", options->connections_per_source_max,
+          "Clients at a time from one IPv4 address or IPv6 /64, not counting the loopback; "
+          "one more is reset; 0: no such limit")
+      ->type_name("N")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1'000'000'000}))
+      ->capture_default_str();
+  command
+      ->add_option("--accept-rate", options->accepts_per_second_max,
+                   "Clients accepted per second, more wait in the backlog; 0: as they come")
+      ->type_name("N")
+      ->check(CLI::Range(std::size_t{0}, std::size_t{1'000'000'000}))
+      ->capture_default_str();
+  add_balance(*command, options->balance);
   add_duration(*command, "--idle-timeout", options->limits.idle_timeout,
                "Close a client that neither sends nor reads for so long; 0: never");
   add_duration(*command, "--stop-deadline", options->stop_deadline,

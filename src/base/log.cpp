@@ -1,7 +1,9 @@
 #include "penstock/base/log.h"
 
 #include <atomic>
+#include <cstddef>
 #include <cstdio>
+#include <string>
 
 namespace penstock {
 namespace {
@@ -10,6 +12,35 @@ void write_to_standard_error(LogLevel level, std::string_view line) noexcept {
   const std::string_view name = to_string(level);
   std::fprintf(stderr, "penstock: %.*s: %.*s\n", static_cast<int>(name.size()), name.data(),
                static_cast<int>(line.size()), line.data());
+}
+
+// Bytes of the control character that begins here; 0 for anything else. C1 in UTF-8: C2 80 to C2 9F.
+std::size_t control_size(std::string_view text) noexcept {
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  if (byte(0) < 0x20 || byte(0) == 0x7f) return 1;
+  return text.size() > 1 && byte(0) == 0xc2 && byte(1) >= 0x80 && byte(1) < 0xa0 ? 2 : 0;
+}
+
+bool is_clean(std::string_view line) noexcept {
+  for (; !line.empty(); line.remove_prefix(1)) {
+    if (control_size(line) > 0) return false;
+  }
+  return true;
+}
+
+std::string escaped(std::string_view line) {
+  constexpr std::string_view kDigits = "0123456789abcdef";
+  std::string clean;
+  while (!line.empty()) {
+    const std::size_t control = control_size(line);
+    for (std::size_t i = 0; i < control; ++i) {
+      const auto byte = static_cast<unsigned char>(line[i]);
+      clean += {'\\', 'x', kDigits[byte >> 4], kDigits[byte & 15]};
+    }
+    if (control == 0) clean += line.front();
+    line.remove_prefix(control == 0 ? 1 : control);
+  }
+  return clean;
 }
 
 std::atomic<LogSink> current_sink{&write_to_standard_error};
@@ -28,7 +59,17 @@ bool log_enabled(LogLevel level) noexcept {
 }
 
 void log(LogLevel level, std::string_view line) noexcept {
-  if (log_enabled(level)) current_sink.load()(level, line);
+  if (!log_enabled(level)) return;
+  const LogSink sink = current_sink.load();
+  if (is_clean(line)) {
+    sink(level, line);
+    return;
+  }
+  try {
+    sink(level, escaped(line));
+  } catch (...) {
+    sink(level, "(there was no memory to say what happened)");
+  }
 }
 
 std::string_view to_string(LogLevel level) noexcept {

@@ -248,7 +248,7 @@ void EventLoop::queue_in_loop(Task task) {
 
 void EventLoop::report_exception(const char* where) noexcept {
   ++statistics_.exceptions;
-  log_composed(LogLevel::error, [where] {
+  exception_log_.log(LogLevel::error, now(), [where] {
     std::string line = std::string("a ") + where + " threw: ";
     try {
       throw;

@@ -70,7 +70,7 @@ Result<void> Listener::open(const SocketAddress& address, const ListenerOptions&
   Result<UniqueFd> socket = make_socket(address, options);
   Result<void> accepting;
   if (socket) {
-    accepting = accept_on(std::move(*socket));
+    accepting = accept_on(std::move(*socket), options);
   } else {
     accepting = std::unexpected(socket.error());
   }
@@ -96,18 +96,24 @@ Result<void> Listener::adopt(UniqueFd fd, const ListenerOptions& options) {
   if (!address) return std::unexpected(address.error());
   result = set_tcp_options(kernel, fd.get(), address->family(), options.user_timeout);
   if (result < 0) return failure(result);
-  return accept_on(std::move(fd));
+  return accept_on(std::move(fd), options);
 }
 
-Result<void> Listener::accept_on(UniqueFd socket) {
+Result<void> Listener::accept_on(UniqueFd socket, const ListenerOptions& options) {
   const Result<SocketAddress> bound = bound_address(loop_.kernel(), socket.get());
   if (!bound) return std::unexpected(bound.error());
   retry_place_.emplace(loop_.timers());
+  rate_.reset();
+  if (const std::size_t rate = options.accepts_per_second_max; rate > 0) {
+    rate_.emplace(rate, rate);
+    rate_place_.emplace(loop_.timers());
+  }
   open_reserve();
   const int fd = socket.get();
   const Result<ListenerId> id = loop_.backend().listen(std::move(socket), *this);
   if (!id) {
     retry_place_.reset();
+    rate_place_.reset();
     reserve_.reset();
     return std::unexpected(id.error());
   }
@@ -127,6 +133,9 @@ void Listener::close() {
   fd_ = -1;
   retry_timer_.cancel();
   retry_place_.reset();
+  rate_timer_.cancel();
+  rate_place_.reset();
+  paused_for_rate_ = false;
   reserve_.reset();
 }
 
@@ -161,7 +170,7 @@ void Listener::retry_now() {
 
 void Listener::apply() {
   if (!open_) return;
-  if (paused_by_owner_ || starved_) {
+  if (paused_by_owner_ || paused_for_rate_ || starved_) {
     loop_.backend().pause_accepting(id_);
   } else {
     loop_.backend().resume_accepting(id_);
@@ -171,7 +180,23 @@ void Listener::apply() {
 void Listener::on_accepted(UniqueFd fd, const SocketAddress& peer) {
   accepted_.fetch_add(1, std::memory_order_relaxed);
   back_off_ = kBackOffMin;
+  if (rate_) count_for_rate();  // first: the owner may close us
   owner_.connection_accepted(std::move(fd), peer);
+}
+
+// By the end of the last poll: all that came in it came then.
+void Listener::count_for_rate() {
+  rate_->take(loop_.now());
+  if (rate_->next_at() <= loop_.now()) return;
+  rate_pauses_.fetch_add(1, std::memory_order_relaxed);
+  paused_for_rate_ = true;
+  apply();
+  loop_.timers().schedule(rate_timer_, rate_->next_at());
+}
+
+void Listener::rate_is_due() {
+  paused_for_rate_ = false;
+  apply();
 }
 
 // The condition lasts, so asking again at once would spin (K8); an edge would never be told again
@@ -198,6 +223,7 @@ ListenerStatistics Listener::statistics() const noexcept {
       .accepted = accepted_.load(std::memory_order_relaxed),
       .refused_for_descriptors = refused_for_descriptors_.load(std::memory_order_relaxed),
       .accept_errors = accept_errors_.load(std::memory_order_relaxed),
+      .rate_pauses = rate_pauses_.load(std::memory_order_relaxed),
   };
 }
 

@@ -58,6 +58,13 @@ Result<ListenPlace> parse_listen(std::string_view text) {
   return ListenPlace{.address = *address};
 }
 
+// With a secret key where the addresses of strangers are hashed. Without entropy there is none, and
+// a server that only looked protected would be worse than one that does not start.
+Result<SourceHash> source_hash(const TcpServerOptions& options, Kernel& kernel) {
+  const bool used = options.connections_per_source_max > 0 || options.balance == Balance::peer_hash;
+  return used ? SourceHash::make(kernel) : SourceHash(HashKey{});
+}
+
 }  // namespace
 
 TcpServer::TcpServer(TcpServerOptions options)
@@ -123,11 +130,18 @@ Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
   const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
   if (!max) return std::unexpected(max.error());
   if (reads_frames()) limit_messages(options_.limits);
-  core_ =
-      make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour(options_.limits), *max);
+  const Result<SourceHash> hash = source_hash(options_, loop_->kernel());
+  if (!hash) return std::unexpected(hash.error());
+  core_ = make_counted<ServerCore>(
+      *loop_, loops, behaviour(options_.limits),
+      ServerPolicy{.balance = options_.balance,
+                   .max_connections = *max,
+                   .connections_per_source_max = options_.connections_per_source_max},
+      *hash);
   return core_->listen(place, {.backlog = options_.backlog,
                                .user_timeout = options_.limits.write_stall_timeout,
-                               .ipv6_only = options_.ipv6_only});
+                               .ipv6_only = options_.ipv6_only,
+                               .accepts_per_second_max = options_.accepts_per_second_max});
 }
 
 int TcpServer::run() {

@@ -13,13 +13,16 @@
 namespace penstock {
 
 ServerCore::ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops,
-                       Balance balance, BehaviourPtr behaviour, std::size_t max_connections)
+                       BehaviourPtr behaviour, const ServerPolicy& policy, const SourceHash& hash)
     : accept_loop_(accept_loop),
       accept_loop_id_(accept_loop.id()),
-      balance_(balance),
       behaviour_(std::move(behaviour)),
-      max_connections_(max_connections),
+      policy_(policy),
+      hash_(hash),
       listener_(accept_loop, *this) {
+  if (policy_.connections_per_source_max > 0) {
+    sources_.emplace(hash_, policy_.connections_per_source_max, policy_.max_connections);
+  }
   for (EventLoop* loop : loops)
     shares_.push_back(std::make_unique<Share>(*this, *loop));
 }
@@ -50,11 +53,15 @@ struct ServerCore::Handover {
   ~Handover() {
     if (share == nullptr) return;
     fd.reset();  // first: its descriptor is what a paused listener waits for
-    core->connection_gone(*share);
+    core->connection_gone(*share, peer);
   }
 
   void operator()() {
-    if (!core->stopping_) core->adopt(*std::exchange(share, nullptr), std::move(fd), peer);
+    if (core->stopping_) {
+      core->refused_at_stop_.fetch_add(1, std::memory_order_relaxed);
+      return;
+    }
+    core->adopt(*std::exchange(share, nullptr), std::move(fd), peer);
   }
 
   CountedPtr<ServerCore> core;
@@ -64,8 +71,16 @@ struct ServerCore::Handover {
 };
 
 void ServerCore::connection_accepted(UniqueFd fd, const SocketAddress& peer) {
-  if (stopping_) return;
-  Share& share = next_share();
+  if (stopping_) {
+    refused_at_stop_.fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  const std::optional<PeerSource> source = source_of(peer);
+  if (const Admission admission = admit(source); admission != Admission::served) {
+    refuse(std::move(fd), *source, admission);
+    return;
+  }
+  Share& share = next_share(source);
   share.live.fetch_add(1);
   live_.fetch_add(1);
   if (&share.loop == &accept_loop_) {
@@ -74,24 +89,69 @@ void ServerCore::connection_accepted(UniqueFd fd, const SocketAddress& peer) {
     // If that fails the handover closes and uncounts the connection.
     hand_over(share, std::move(fd), peer);
   }
-  if (live_.load() < max_connections_) return;
+  if (live_.load() < policy_.max_connections) return;
   listener_.pause();
   wants_room_.store(true);
-  if (live_.load() < max_connections_) room_again();  // one has ended before it could see the wish
+  if (live_.load() < policy_.max_connections)
+    room_again();  // one has ended before it could see the wish
 }
 
 void ServerCore::hand_over(Share& share, UniqueFd fd, const SocketAddress& peer) {
   try {
     Handover handover(*this, share, std::move(fd), peer);
-    static_cast<void>(Mailbox::post(share.loop_id, Task(std::move(handover))));
+    const PostResult posted = Mailbox::post(share.loop_id, Task(std::move(handover)));
+    if (posted != PostResult::posted) refused_at_stop_.fetch_add(1, std::memory_order_relaxed);
   } catch (const std::bad_alloc&) {
     refused_at_start_.fetch_add(1, std::memory_order_relaxed);
-    log(LogLevel::warning, "a connection was closed at once: no memory to hand it over");
+    start_log_.log(LogLevel::warning, accept_loop_.now(), [] {
+      return std::string("a connection was closed at once: no memory to hand it over");
+    });
   }
 }
 
-ServerCore::Share& ServerCore::next_share() noexcept {
-  if (balance_ == Balance::round_robin) return *shares_[next_share_++ % shares_.size()];
+// The loopback is the machine itself and whoever has a way into it already: a proxy, a tunnel, a
+// monitor.
+ServerCore::Admission ServerCore::admit(const std::optional<PeerSource>& source) noexcept {
+  if (!sources_ || !source || source->loopback) return Admission::served;
+  try {
+    return sources_->enter(*source) ? Admission::served : Admission::over_limit;
+  } catch (const std::bad_alloc&) {
+    return Admission::no_memory;
+  }
+}
+
+// Reset, not finished: who comes too often must not leave us a TIME_WAIT each time.
+void ServerCore::refuse(UniqueFd fd, const PeerSource& source, Admission why) noexcept {
+  const linger reset{.l_onoff = 1, .l_linger = 0};
+  accept_loop_.kernel().setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  fd.reset();
+  if (why == Admission::no_memory) {
+    refused_at_start_.fetch_add(1, std::memory_order_relaxed);
+    start_log_.log(LogLevel::warning, accept_loop_.now(), [] {
+      return std::string("a connection was closed at once: no memory to count it");
+    });
+    return;
+  }
+  refused_for_source_.fetch_add(1, std::memory_order_relaxed);
+  source_log_.log(LogLevel::warning, accept_loop_.now(), [&] {
+    return "a connection was refused: " + source.to_string() + " has " +
+           std::to_string(policy_.connections_per_source_max) + " already";
+  });
+}
+
+ServerCore::Share& ServerCore::next_share(const std::optional<PeerSource>& source) noexcept {
+  switch (policy_.balance) {
+    case Balance::round_robin:
+      return *shares_[next_share_++ % shares_.size()];
+    case Balance::peer_hash:
+      return source ? *shares_[hash_(*source) % shares_.size()] : emptiest_share();
+    case Balance::least_connections:
+      break;
+  }
+  return emptiest_share();
+}
+
+ServerCore::Share& ServerCore::emptiest_share() noexcept {
   return **std::ranges::min_element(shares_, [](const auto& left, const auto& right) {
     return left->live.load(std::memory_order_relaxed) < right->live.load(std::memory_order_relaxed);
   });
@@ -106,14 +166,18 @@ void ServerCore::adopt(Share& share, UniqueFd fd, const SocketAddress& peer) {
     fd.reset();  // no memory for the table itself
   }
   if (adopted) return;
-  log_composed(LogLevel::warning,
-               [&] { return "a connection was closed at once: " + adopted.error().message(); });
+  start_log_.log(LogLevel::warning, share.loop.now(),
+                 [&] { return "a connection was closed at once: " + adopted.error().message(); });
   refused_at_start_.fetch_add(1, std::memory_order_relaxed);
-  if (share.started == started) connection_gone(share);  // else it has ended like any other
+  if (share.started == started) connection_gone(share, peer);  // else it has ended like any other
 }
 
 // Any thread.
-void ServerCore::connection_gone(Share& share) noexcept {
+void ServerCore::connection_gone(Share& share, const SocketAddress& peer) noexcept {
+  if (sources_) {
+    const std::optional<PeerSource> source = source_of(peer);
+    if (source && !source->loopback) sources_->leave(*source);
+  }
   share.live.fetch_sub(1);
   const std::size_t left = live_.fetch_sub(1) - 1;
   ended_.fetch_add(1, std::memory_order_relaxed);
@@ -128,7 +192,7 @@ void ServerCore::connection_gone(Share& share) noexcept {
 void ServerCore::room_again() {
   room_posted_.store(false);
   listener_.retry_now();
-  if (live_.load() >= max_connections_) return;
+  if (live_.load() >= policy_.max_connections) return;
   wants_room_.store(false);
   listener_.resume();
 }
@@ -226,7 +290,7 @@ void ServerCore::Share::connection_ended(TcpConnection& connection) noexcept {
   // Perhaps the last share in the core, and so in this object: it goes at the end.
   CountedPtr<ServerCore> last;
   if (connections.empty()) last = std::move(keep_alive);
-  core.connection_gone(*this);
+  core.connection_gone(*this, connection.peer_address());
 }
 
 void ServerCore::Share::close_all() noexcept {
@@ -255,8 +319,12 @@ ServerStatistics ServerCore::statistics() const {
   return {
       .accepted = listener.accepted,
       .refused_for_descriptors = listener.refused_for_descriptors,
-      .accept_errors = listener.accept_errors,
+      .refused_for_source = refused_for_source_.load(std::memory_order_relaxed),
       .refused_at_start = refused_at_start_.load(std::memory_order_relaxed),
+      .refused_at_stop = refused_at_stop_.load(std::memory_order_relaxed),
+      .accept_errors = listener.accept_errors,
+      .accept_rate_pauses = listener.rate_pauses,
+      .sources = sources_ ? sources_->size() : 0,
       .live = live_.load(std::memory_order_relaxed),
       .ended = ended_.load(std::memory_order_relaxed),
       .bytes_received = bytes_received_.load(std::memory_order_relaxed),

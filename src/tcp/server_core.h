@@ -15,12 +15,14 @@
 #include <optional>
 #include <vector>
 
+#include "penstock/base/bounded_log.h"
 #include "penstock/base/counted.h"
 #include "penstock/loop/event_loop.h"
 #include "penstock/tcp/behaviour.h"
 #include "penstock/tcp/connection.h"
 #include "penstock/tcp/listener.h"
 #include "penstock/tcp/server.h"
+#include "tcp/source_table.h"
 
 namespace penstock {
 
@@ -30,10 +32,17 @@ struct ListenPlace {
   int inherited_fd = -1;
 };
 
+/// What a server decides by, of its options.
+struct ServerPolicy {
+  Balance balance = Balance::least_connections;
+  std::size_t max_connections = 0;
+  std::size_t connections_per_source_max = 0;  ///< 0: no limit
+};
+
 class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
  public:
-  ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops, Balance balance,
-             BehaviourPtr behaviour, std::size_t max_connections);
+  ServerCore(EventLoop& accept_loop, const std::vector<EventLoop*>& loops, BehaviourPtr behaviour,
+             const ServerPolicy& policy, const SourceHash& hash);
   ~ServerCore();
 
   // -- On the accepting loop --
@@ -51,7 +60,7 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   /// Whether abandon() has run and no connection is left.
   bool is_gone() const noexcept { return abandoned_.load() && live() == 0; }
   std::size_t live() const noexcept { return live_.load(); }
-  std::size_t max_connections() const noexcept { return max_connections_; }
+  std::size_t max_connections() const noexcept { return policy_.max_connections; }
   ServerStatistics statistics() const;
 
  private:
@@ -74,14 +83,20 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
     IntrusiveList<TcpConnection, OwnerTag> connections;
   };
 
+  // What becomes of a connection that has been accepted.
+  enum class Admission : std::uint8_t { served, over_limit, no_memory };
+
   // A connection on its way to its loop. If it is not adopted, it is closed and no longer counted.
   struct Handover;
 
   void connection_accepted(UniqueFd fd, const SocketAddress& peer) override;
-  Share& next_share() noexcept;
+  Admission admit(const std::optional<PeerSource>& source) noexcept;
+  void refuse(UniqueFd fd, const PeerSource& source, Admission why) noexcept;
+  Share& next_share(const std::optional<PeerSource>& source) noexcept;
+  Share& emptiest_share() noexcept;
   void hand_over(Share& share, UniqueFd fd, const SocketAddress& peer);
   void adopt(Share& share, UniqueFd fd, const SocketAddress& peer);
-  void connection_gone(Share& share) noexcept;
+  void connection_gone(Share& share, const SocketAddress& peer) noexcept;
   void room_again();
   void abort_left();
   template <class Action>
@@ -92,9 +107,10 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
 
   EventLoop& accept_loop_;
   const LoopId accept_loop_id_;
-  const Balance balance_;
   const BehaviourPtr behaviour_;
-  const std::size_t max_connections_;
+  const ServerPolicy policy_;
+  const SourceHash hash_;
+  std::optional<SourceTable> sources_;  // if connections are counted by source
   Listener listener_;
   std::vector<std::unique_ptr<Share>> shares_;
   std::size_t next_share_ = 0;
@@ -109,12 +125,16 @@ class ServerCore final : public Counted<ServerCore>, private ListenerOwner {
   std::atomic<bool> room_posted_{false};
   std::atomic<bool> wants_end_{false};  // stopping waits for the last one
   std::atomic<std::uint64_t> ended_{0};
+  std::atomic<std::uint64_t> refused_for_source_{0};
   std::atomic<std::uint64_t> refused_at_start_{0};
+  std::atomic<std::uint64_t> refused_at_stop_{0};
   std::array<std::atomic<std::uint64_t>, kCloseReasons> ended_for_{};
   std::array<std::atomic<std::uint64_t>, kTimeoutKinds> timed_out_{};
   std::atomic<std::uint64_t> bytes_received_{0};
   std::atomic<std::uint64_t> bytes_sent_{0};
   std::atomic<std::uint64_t> aborted_at_stop_{0};
+  BoundedLog source_log_;  // refused for their source
+  BoundedLog start_log_;   // could not be served
 };
 
 }  // namespace penstock

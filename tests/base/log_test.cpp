@@ -93,5 +93,13 @@ TEST_F(LogTest, several_threads_may_log) {
   EXPECT_EQ(lines.size(), 2 * kEach);
 }
 
+TEST_F(LogTest, control_characters_are_escaped_and_everything_else_is_left) {
+  log(LogLevel::error, std::string_view("a\0b\n\x1b[31m\x7f\xc2\x85", 12));
+  log(LogLevel::error, "gr\xc3\xbc\xc3\x9f \xc2\xa0 back\\slash \xc2");
+
+  EXPECT_EQ(lines[0].second, R"(a\x00b\x0a\x1b[31m\x7f\xc2\x85)");
+  EXPECT_EQ(lines[1].second, "gr\xc3\xbc\xc3\x9f \xc2\xa0 back\\slash \xc2");
+}
+
 }  // namespace
 }  // namespace penstock

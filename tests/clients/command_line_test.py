@@ -59,7 +59,7 @@ class Help(CommandLineCase):
         echo = run_to_end(self, "echo", "--help").output
         self.assertIn("--log-level", whole + echo)
         for option in ("--listen", "--loops", "--backend", "--high-water", "--max-connections", "--idle-timeout",
-                       "--stop-deadline"):
+                       "--connections-per-source", "--accept-rate", "--balance", "--stop-deadline"):
             with self.subTest(option=option):
                 self.assertIn(option, echo)
         trace = run_to_end(self, "trace", "--help").output
@@ -124,6 +124,10 @@ class Refusals(CommandLineCase):
                               ("--high-water", "99999999999999999999"), ("--high-water", "99999999999GiB"),
                               ("--high-water", "64XiB"),
                               ("--max-connections", "all"), ("--max-connections", "-5"), ("--max-connections", "12z"),
+                              ("--connections-per-source", "few"), ("--connections-per-source", "-1"),
+                              ("--connections-per-source", "99999999999999999999"),
+                              ("--accept-rate", "fast"), ("--accept-rate", "-1"), ("--accept-rate", "0.5"),
+                              ("--balance", "fair"), ("--balance", "0"), ("--balance", ""),
                               ("--idle-timeout", "never"), ("--idle-timeout", "5parsecs"), ("--idle-timeout", "-1s"),
                               ("--stop-deadline", "soon"), ("--stop-deadline", "99999999999999999999s"),
                               ("--log-level", "shouting")):
@@ -241,7 +245,9 @@ class Listening(CommandLineCase):
         for options in (("--high-water", "65536"), ("--high-water", "64KiB"), ("--high-water", "1MiB"),
                         ("--idle-timeout", "30s"), ("--idle-timeout", "500ms"), ("--idle-timeout", "2m"),
                         ("--idle-timeout", "0"), ("--stop-deadline", "1m"), ("--loops", "0"), ("--loops", "3"),
-                        ("--max-connections", "7"), ("--log-level", "debug"), ("--log-level", "error")):
+                        ("--max-connections", "7"), ("--connections-per-source", "1"), ("--accept-rate", "100"),
+                        ("--balance", "least-connections"), ("--balance", "round-robin"), ("--balance", "peer-hash"),
+                        ("--log-level", "debug"), ("--log-level", "error")):
             with self.subTest(options=options):
                 server = self.server(*options)
                 self.assert_echoes(server)
@@ -253,6 +259,14 @@ class Listening(CommandLineCase):
         self.assertEqual(len(self.finish(server)), 1, "the summary and nothing else")
         self.assertNotRegex(server.errors, r"(?i)\b(error|warn(ing)?|fatal)\b")
         self.assertNotIn("\x1b", server.output + server.errors, "no escape codes into a file")
+
+    def test_clients_on_the_loopback_are_not_limited_by_their_source(self):
+        server = self.server("--connections-per-source", 1)
+        with support.connect(server.address) as first, support.connect(server.address) as second:
+            for sock in (first, second):
+                sock.sendall(b"hello")
+                self.assertEqual(support.receive_exactly(sock, 5), b"hello")
+        self.assertRegex(self.finish(server)[0], r"served 2 connections, refused 0,")
 
     def test_further_loops_are_as_many_further_threads(self):
         threads = {}

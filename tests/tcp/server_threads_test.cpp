@@ -9,15 +9,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <latch>
+#include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "support/connecting.h"
 #include "support/loop_thread.h"
+#include "support/pretended_peers.h"
 #include "support/world.h"
 
 namespace penstock::test {
@@ -374,6 +378,198 @@ TEST_P(ServerThreadsTest, each_serving_loop_tells_its_account_and_they_add_up) {
   EXPECT_GT(lag.count(), 0u);
   server.stop();
   serving.join();
+}
+
+/// A server with loops of its own whose peers come from pretended addresses; notes which loop serves whom.
+class Placing {
+ public:
+  Placing(Backend backend, Balance balance, std::size_t loops,
+          const std::string& listen = "127.0.0.1:0") {
+    kernel.dice = 17;
+    server = std::make_unique<TcpServer>(TcpServerOptions{.listen = listen,
+                                                          .loops = loops,
+                                                          .backend = backend,
+                                                          .balance = balance,
+                                                          .kernel = &kernel});
+    server->on_connect([this](TcpConnection& peer) {
+      const std::scoped_lock lock(mutex_);
+      const std::string text = peer.peer_address().to_string();
+      placed_[text.substr(0, text.rfind(':'))].push_back(&peer.loop());
+    });
+  }
+
+  /// Connects so many clients and waits until all are served.
+  void serve(std::size_t clients) {
+    ASSERT_TRUE(server->start().has_value());
+    for (std::size_t i = 0; i < clients; ++i) {
+      clients_.push_back(start_connect(linux_kernel(), server->address()));
+      if (i % 100 == 99) step_until(i + 1);
+    }
+    step_until(clients);
+  }
+  const std::map<std::string, std::vector<EventLoop*>>& placed() const { return placed_; }
+
+  PretendedPeers kernel;
+  std::unique_ptr<TcpServer> server;
+
+ private:
+  void step_until(std::size_t clients) {
+    ASSERT_TRUE(eventually([&] {
+      server->loop().step();
+      const std::scoped_lock lock(mutex_);
+      std::size_t sum = 0;
+      for (const auto& [host, loops] : placed_)
+        sum += loops.size();
+      return sum == clients;
+    }));
+  }
+
+  std::vector<UniqueFd> clients_;
+  std::mutex mutex_;
+  std::map<std::string, std::vector<EventLoop*>> placed_;
+};
+
+TEST_P(ServerThreadsTest, by_the_hash_of_the_peer_a_source_stays_on_one_loop_and_sources_spread) {
+  constexpr std::size_t kLoops = 4;
+  constexpr std::size_t kSources = 80;
+  constexpr std::size_t kEach = 3;
+  Placing placing(GetParam(), Balance::peer_hash, kLoops);
+  // IPv4 and IPv6 in turn; the connections of a source do not follow each other.
+  placing.kernel.who = [](std::size_t number) {
+    const std::size_t source = number % kSources;
+    const std::string port = ":" + std::to_string(1000 + number);
+    return source % 2 == 0 ? address_of("10.0.0." + std::to_string(source) + port)
+                           : address_of("[2001:db8:0:" + std::to_string(source) + "::1]" + port);
+  };
+  placing.serve(kSources * kEach);
+  ASSERT_EQ(placing.placed().size(), kSources);
+  std::map<EventLoop*, std::size_t> sources;
+  for (const auto& [host, loops] : placing.placed()) {
+    EXPECT_EQ(loops.size(), kEach);
+    EXPECT_EQ(std::ranges::count(loops, loops.front()), std::ptrdiff_t{kEach}) << host;
+    ++sources[loops.front()];
+  }
+  // The key is fixed here; with any other, fewer than 5 of 80 on some loop has odds of 1 in 100,000.
+  EXPECT_EQ(sources.size(), kLoops);
+  for (const auto& [loop, count] : sources)
+    EXPECT_GE(count, 5u);
+}
+
+TEST_P(ServerThreadsTest, by_the_hash_of_the_peer_every_address_of_a_64_meets_on_one_loop) {
+  Placing placing(GetParam(), Balance::peer_hash, 4);
+  placing.kernel.who = [](std::size_t number) {
+    return number % 2 == 0 ? address_of("[2001:db8::" + std::to_string(number + 1) +
+                                        "]:" + std::to_string(1 + number))
+                           : address_of("[2001:db8:0:0:" + std::to_string(number + 1) + "::]:1");
+  };
+  placing.serve(24);
+  std::set<EventLoop*> loops;
+  for (const auto& [host, where] : placing.placed())
+    loops.insert(where.begin(), where.end());
+  EXPECT_EQ(loops.size(), 1u);
+}
+
+TEST_P(ServerThreadsTest,
+       by_the_hash_of_the_peer_those_without_an_address_go_where_there_are_fewest) {
+  Placing placing(GetParam(), Balance::peer_hash, 2, "unix:" + unused_abstract_name());
+  placing.serve(8);
+  std::map<EventLoop*, int> count;
+  for (const auto& [host, loops] : placing.placed()) {
+    for (EventLoop* loop : loops)
+      ++count[loop];
+  }
+  ASSERT_EQ(count.size(), 2u);
+  EXPECT_EQ(count.begin()->second, 4);
+}
+
+// Connections of one source end on several loops while others of it come; ThreadSanitizer watches.
+TEST_P(ServerThreadsTest, a_source_never_has_more_than_it_may_over_all_loops) {
+  constexpr int kMost = 4;
+  constexpr int kClientThreads = 3;
+  constexpr int kClientsEach = 60;
+  PretendedPeers kernel;
+  kernel.who = [](std::size_t number) { return tenth_address(number % 2); };
+  std::array<std::atomic<int>, 2> live{};
+  std::atomic<int> most{0};
+  const auto host_of = [](TcpConnection& peer) {
+    return peer.peer_address().to_string().starts_with("10.0.0.1:") ? 1U : 0U;
+  };
+  TcpServer server(
+      {.loops = 3, .backend = GetParam(), .connections_per_source_max = kMost, .kernel = &kernel});
+  server.on_connect([&](TcpConnection& peer) {
+    const int now = ++live.at(host_of(peer));
+    int seen = most.load();
+    while (seen < now && !most.compare_exchange_weak(seen, now)) {
+    }
+  });
+  server.on_close([&](TcpConnection& peer, const CloseReport&) { --live.at(host_of(peer)); });
+  server.on_message([](TcpConnection& peer, InputBuffer& in) { peer.send(in.take()); });
+  std::latch listening(1);
+  server.on_listening([&] { listening.count_down(); });
+  std::thread serving([&] { EXPECT_EQ(server.run(), 0); });
+  listening.wait();
+  std::atomic<int> answered{0};
+  std::atomic<int> refused{0};
+  std::vector<std::thread> clients;
+  for (int thread = 0; thread < kClientThreads; ++thread) {
+    clients.emplace_back([&] {
+      std::vector<UniqueFd> held;
+      for (int i = 0; i < kClientsEach; ++i) {
+        held.push_back(connect_to(server.address()));
+        send_text(linux_kernel(), held.back().get(), "?");
+        wait_for(linux_kernel(), held.back().get(), POLLIN);
+        ++(receive(linux_kernel(), held.back().get()).text == "?" ? answered : refused);
+        if (held.size() == 4) held.clear();
+      }
+    });
+  }
+  for (std::thread& client : clients)
+    client.join();
+  EXPECT_TRUE(eventually([&] { return server.statistics().live == 0; }));
+  const ServerStatistics statistics = server.statistics();
+  EXPECT_EQ(statistics.sources, 0u);
+  EXPECT_EQ(statistics.accepted, std::uint64_t{kClientThreads * kClientsEach});
+  EXPECT_EQ(statistics.refused_for_source, static_cast<std::uint64_t>(refused.load()));
+  EXPECT_EQ(statistics.ended, static_cast<std::uint64_t>(answered.load()));
+  EXPECT_LE(most.load(), kMost);
+  EXPECT_GT(refused.load(), 0);
+  server.stop();
+  serving.join();
+}
+
+// Under way to a loop that is gone, or to one that serves no more, it does not count for its source.
+TEST_P(ServerThreadsTest, connections_that_never_reach_their_loop_are_uncounted_for_their_source) {
+  PretendedPeers kernel;
+  kernel.who = [](std::size_t) { return tenth_address(1); };
+  std::latch blocked(1);
+  std::latch go_on(1);
+  TcpServer server({.loops = 1,
+                    .backend = GetParam(),
+                    .connections_per_source_max = 2,
+                    .kernel = &kernel,
+                    .on_thread_start = [&](std::size_t, EventLoop&) {
+                      blocked.count_down();
+                      go_on.wait();
+                    }});
+  ASSERT_TRUE(server.start().has_value());
+  blocked.wait();
+  std::vector<UniqueFd> clients;
+  for (int i = 0; i < 3; ++i)
+    clients.push_back(start_connect(linux_kernel(), server.address()));
+  ASSERT_TRUE(eventually([&] {
+    server.loop().step();
+    return server.statistics().accepted == 3;
+  }));
+  EXPECT_EQ(server.statistics().sources, 1u);
+  EXPECT_EQ(server.statistics().refused_for_source, 1u);
+  server.stop();
+  go_on.count_down();
+  ASSERT_TRUE(eventually([&] {
+    server.loop().step();
+    return server.statistics().live == 0;
+  }));
+  EXPECT_EQ(server.statistics().sources, 0u);
+  EXPECT_EQ(server.statistics().refused_at_stop, 2u);
 }
 
 }  // namespace

@@ -24,7 +24,9 @@ void set_log_level(LogLevel level) noexcept;
 /// Whether a line of this level would reach the sink; ask before composing a costly one.
 bool log_enabled(LogLevel level) noexcept;
 
-/// Hands one line to the sink if its level is enabled.
+/// Hands one line to the sink if its level is enabled. What a stranger may have put into it can
+/// neither end the line nor command a terminal: control characters (C0, DEL, and C1 in UTF-8)
+/// arrive as \\xNN, a byte each. Lines that others can cause are held to a rate by BoundedLog.
 void log(LogLevel level, std::string_view line) noexcept;
 
 /// The same for a line that must be composed first: compose() answers a std::string, runs only if

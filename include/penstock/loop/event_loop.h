@@ -21,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "penstock/base/bounded_log.h"
 #include "penstock/base/clock.h"
 #include "penstock/base/counted.h"
 #include "penstock/base/latency_histogram.h"
@@ -250,6 +251,7 @@ class EventLoop {
   std::vector<std::unique_ptr<UserWatch>> ended_watches_;  // destroyed at the end of the turn
   std::unique_ptr<SignalWatcher> signals_;
   std::vector<std::pair<const void*, std::unique_ptr<LoopService>>> services_;
+  BoundedLog exception_log_;
   LoopStatistics statistics_;
   LatencyHistogram lag_;
   TimePoint polled_until_ = TimePoint::min();

@@ -1,16 +1,18 @@
 // A listening socket and the policy of accepting on it: when to pause, what to do when descriptors
 // run out. Owner: a server; loop's thread. It never spins: a shortage pauses it, with a back-off of
-// 10 to 50 ms, until one of our connections closes. It refuses to hand connections out: its owner
-// does.
+// 10 to 50 ms, until one of our connections closes; its rate pauses it until the next connection is
+// due. It refuses to hand connections out: its owner does.
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <system_error>
 
 #include "penstock/base/result.h"
+#include "penstock/base/token_bucket.h"
 #include "penstock/io/io_backend.h"
 #include "penstock/loop/event_loop.h"
 #include "penstock/os/socket_address.h"
@@ -38,6 +40,9 @@ struct ListenerOptions {
   /// On an IPv6 address, leave IPv4 alone; else [::] serves both (such a peer is called
   /// "[::ffff:10.0.0.1]:7000").
   bool ipv6_only = false;
+  /// Connections taken per second in the long run, and at once after a quiet second; 0: as they
+  /// come. Who comes too fast waits in the backlog.
+  std::size_t accepts_per_second_max = 0;
 };
 
 /// Counters since the start.
@@ -46,6 +51,7 @@ struct ListenerStatistics {
   std::uint64_t refused_for_descriptors =
       0;                            ///< Accepted with the reserve descriptor and closed at once.
   std::uint64_t accept_errors = 0;  ///< accept4 failures that paused accepting.
+  std::uint64_t rate_pauses = 0;    ///< Times accepting paused because its rate was used up.
 };
 
 /// One listening socket. Loop's thread, but for what says thread-safe.
@@ -92,10 +98,12 @@ class Listener final : private AcceptHandler {
 
   void on_accepted(UniqueFd fd, const SocketAddress& peer) override;
   void on_accept_failed(int error) override;
+  void count_for_rate();
+  void rate_is_due();
   Result<UniqueFd> make_socket(const SocketAddress& address, const ListenerOptions& options);
   int bind_unix(int fd, const SocketAddress& address);
   bool remove_stale_socket(const SocketAddress& address);
-  Result<void> accept_on(UniqueFd socket);
+  Result<void> accept_on(UniqueFd socket, const ListenerOptions& options);
   void remove_unix_path();
   void open_reserve();
   void refuse_pending();
@@ -112,12 +120,18 @@ class Listener final : private AcceptHandler {
   std::atomic<std::uint64_t> accepted_{0};
   std::atomic<std::uint64_t> refused_for_descriptors_{0};
   std::atomic<std::uint64_t> accept_errors_{0};
+  std::atomic<std::uint64_t> rate_pauses_{0};
   Duration back_off_ = kBackOffMin;
   TimePoint next_warning_ = TimePoint::min();
   std::optional<TimerPlace> retry_place_;  // while open
   Timer retry_timer_ = Timer::calling<&Listener::retry_now>(*this);
+  std::optional<TokenBucket> rate_;       // if it has one
+  std::optional<TimerPlace> rate_place_;  // while open, if it has a rate
+  Timer rate_timer_ = Timer::calling<&Listener::rate_is_due>(*this);
+  // Three reasons to pause, each with an end of its own.
   bool open_ = false;
   bool paused_by_owner_ = false;
+  bool paused_for_rate_ = false;
   std::atomic<bool> starved_{false};
 };
 

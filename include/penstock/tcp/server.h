@@ -29,7 +29,11 @@ struct ListenPlace;
 /// Which loop gets the next connection.
 enum class Balance : std::uint8_t {
   least_connections,  ///< The one with the fewest, counted when they are handed over.
-  round_robin,  ///< Each in its turn.
+  round_robin,        ///< Each in its turn.
+  /// The same for all connections of one source (an IPv4 address, an IPv6 /64), as long as the
+  /// server lives: what they share stays on one thread. Which one is drawn anew at each start, so
+  /// that nobody can aim at a loop. Unix peers: as least_connections.
+  peer_hash,
 };
 
 /// How a server is made. The defaults suit most programs; say where to listen.
@@ -51,6 +55,14 @@ struct TcpServerOptions {
   /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
   /// free at the start.
   std::size_t max_connections = 0;
+  /// Connections at a time of one source: an IPv4 address, or an IPv6 /64 (IPv4 inside IPv6 counts
+  /// as IPv4). One more is reset at once and counted in refused_for_source. Peers on the loopback
+  /// and Unix peers are never refused for this. 0: no such limit; a tenth of max_connections is a
+  /// good value where clients do not share addresses.
+  std::size_t connections_per_source_max = 0;
+  /// Connections accepted per second in the long run, and at once after a quiet second; in any time
+  /// t at most (t + 1 s) times this. Who comes too fast waits in the backlog. 0: as they come.
+  std::size_t accepts_per_second_max = 0;
   /// Bytes that all connections on its own loops may hold in queues; 0: half of the machine's (or
   /// cgroup's) memory. A program's loop brings its own budget.
   std::size_t memory_max = 0;
@@ -73,12 +85,21 @@ struct ServerStatistics {
   std::uint64_t accepted = 0;  ///< Connections taken from the backlog.
   /// Accepted with the reserve descriptor and closed at once.
   std::uint64_t refused_for_descriptors = 0;
-  std::uint64_t accept_errors = 0;     ///< accept4 failures that paused accepting.
+  /// Accepted and reset at once: their source had connections_per_source_max already.
+  std::uint64_t refused_for_source = 0;
   std::uint64_t refused_at_start = 0;  ///< Accepted, but there was no memory to serve them.
-  std::uint64_t live = 0;              ///< Connections now.
-  std::uint64_t ended = 0;             ///< Connections whose on_close has run.
-  std::uint64_t bytes_received = 0;    ///< Taken from the kernel.
-  std::uint64_t bytes_sent = 0;        ///< Taken by the kernel.
+  /// Accepted, but the server stopped before they had reached their loop.
+  std::uint64_t refused_at_stop = 0;
+  std::uint64_t accept_errors = 0;  ///< accept4 failures that paused accepting.
+  /// Times accepting paused because accepts_per_second_max was used up.
+  std::uint64_t accept_rate_pauses = 0;
+  /// Sources that have connections now, loopback and Unix peers aside; 0 without
+  /// connections_per_source_max.
+  std::uint64_t sources = 0;
+  std::uint64_t live = 0;            ///< Connections now.
+  std::uint64_t ended = 0;           ///< Connections whose on_close has run.
+  std::uint64_t bytes_received = 0;  ///< Taken from the kernel.
+  std::uint64_t bytes_sent = 0;      ///< Taken by the kernel.
   std::uint64_t aborted_at_stop =
       0;  ///< Reset because the stop's deadline had come, or a second stop was asked for.
   EndCounts ends{};  ///< Why connections ended.
@@ -110,8 +131,9 @@ class TcpServer : public CallbackSetters {
 
   /// Listens and accepts from now on; its own further loops start. On the loop's thread, or while
   /// the loop does not run. Errors: bad_address, needs_resolver, not_listening,
-  /// too_many_connections, already_started, unknown_backend, out_of_loops, and what the kernel says; describe_listen_error() makes a
-  /// sentence of them.
+  /// too_many_connections, already_started, unknown_backend, out_of_loops, and what the kernel says
+  /// (also that it has no entropy, which connections_per_source_max and Balance::peer_hash are not
+  /// safe without); describe_listen_error() makes a sentence of them.
   [[nodiscard]] Result<void> start();
 
   /// For a server with loops of its own: starts it if need be, and turns its first loop until it
