@@ -2,6 +2,8 @@
 
 #include <atomic>
 #include <cstdio>
+#include <exception>
+#include <string>
 
 namespace penstock {
 namespace {
@@ -29,6 +31,20 @@ bool log_enabled(LogLevel level) noexcept {
 
 void log(LogLevel level, std::string_view line) noexcept {
   if (log_enabled(level)) current_sink.load()(level, line);
+}
+
+void log_exception(std::string_view where) noexcept {
+  log_composed(LogLevel::error, [where] {
+    std::string line = "a " + std::string(where) + " threw: ";
+    try {
+      throw;
+    } catch (const std::exception& exception) {
+      line += exception.what();
+    } catch (...) {
+      line += "something that is no std::exception";
+    }
+    return line;
+  });
 }
 
 std::string_view to_string(LogLevel level) noexcept {

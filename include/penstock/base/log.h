@@ -39,6 +39,10 @@ void log_composed(LogLevel level, Compose compose) noexcept {
   }
 }
 
+/// Logs the exception that is being handled, as an error: "a WHERE threw: ...". Call inside a catch
+/// block.
+void log_exception(std::string_view where) noexcept;
+
 /// The level's name in lower case, for instance "warning".
 std::string_view to_string(LogLevel level) noexcept;
 
