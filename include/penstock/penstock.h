@@ -10,6 +10,7 @@
 #include "penstock/io/io_backend.h"
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/loop_group.h"
+#include "penstock/loop/worker_pool.h"
 #include "penstock/os/socket_address.h"
 #include "penstock/tcp/adopt.h"
 #include "penstock/tcp/behaviour.h"
@@ -17,4 +18,5 @@
 #include "penstock/tcp/connection.h"
 #include "penstock/tcp/connection_handle.h"
 #include "penstock/tcp/loop_snapshot.h"
+#include "penstock/tcp/offload.h"
 #include "penstock/tcp/server.h"
