@@ -19,8 +19,8 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises bench-broadcast coverage \
-        docs install-packages clean
+.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises \
+        bench-broadcast bench-designs coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ bench-promises: ## clients that never read, half-closes, no descriptors, the sam
 
 bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (ARGS)
 	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)
+
+bench-designs: ## sending from other threads, beside the two designs taught most (ARGS)
+	$(BENCH) bench/designs.py --out build/bench --table docs/benchmarks/designs.md $(ARGS)
 
 coverage: ## run every test under gcov, print the lines that none reaches, write build/coverage/report/
 	@$(INSTALL) build test coverage

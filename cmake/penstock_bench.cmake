@@ -32,6 +32,14 @@ foreach(source IN LISTS bench_servers)
     OUTPUT_NAME ${name} RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/bench)
 endforeach()
 
+# bench/designs/*.cpp -> bin/bench/designs: one program, ways to send from other threads.
+file(GLOB bench_designs CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/designs/*.cpp)
+add_executable(penstock_bench_designs ${bench_designs})
+target_link_libraries(penstock_bench_designs PRIVATE penstock::penstock Threads::Threads)
+penstock_compile_options(penstock_bench_designs)
+set_target_properties(penstock_bench_designs PROPERTIES
+  OUTPUT_NAME designs RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/bench)
+
 # bench/peers/<library>_*.{c,cpp} -> bin/bench/<name>: the same servers on other libraries. One
 # whose library is not installed is left out; bench/run.py then leaves it out too.
 find_package(PkgConfig QUIET)

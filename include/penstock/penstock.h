@@ -11,6 +11,7 @@
 #include "penstock/io/io_backend.h"
 #include "penstock/loop/event_loop.h"
 #include "penstock/loop/loop_group.h"
+#include "penstock/loop/worker_pool.h"
 #include "penstock/os/socket_address.h"
 #include "penstock/tcp/adopt.h"
 #include "penstock/tcp/behaviour.h"
@@ -19,4 +20,5 @@
 #include "penstock/tcp/connection_group.h"
 #include "penstock/tcp/connection_handle.h"
 #include "penstock/tcp/loop_snapshot.h"
+#include "penstock/tcp/offload.h"
 #include "penstock/tcp/server.h"

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdio>
+#include <exception>
 #include <string>
 
 namespace penstock {
@@ -70,6 +71,18 @@ void log(LogLevel level, std::string_view line) noexcept {
   } catch (...) {
     sink(level, "(there was no memory to say what happened)");
   }
+}
+
+std::string describe_exception(std::string_view where) {
+  std::string line = "a " + std::string(where) + " threw: ";
+  try {
+    throw;
+  } catch (const std::exception& exception) {
+    line += exception.what();
+  } catch (...) {
+    line += "something that is no std::exception";
+  }
+  return line;
 }
 
 std::string_view to_string(LogLevel level) noexcept {

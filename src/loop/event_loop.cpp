@@ -1,7 +1,6 @@
 #include "penstock/loop/event_loop.h"
 
 #include <algorithm>
-#include <exception>
 #include <string>
 
 #include "loop/signal_watcher.h"
@@ -248,17 +247,7 @@ void EventLoop::queue_in_loop(Task task) {
 
 void EventLoop::report_exception(const char* where) noexcept {
   ++statistics_.exceptions;
-  exception_log_.log(LogLevel::error, now(), [where] {
-    std::string line = std::string("a ") + where + " threw: ";
-    try {
-      throw;
-    } catch (const std::exception& exception) {
-      line += exception.what();
-    } catch (...) {
-      line += "something that is no std::exception";
-    }
-    return line;
-  });
+  exception_log_.log(LogLevel::error, now(), [where] { return describe_exception(where); });
 }
 
 LoopStatistics EventLoop::statistics() const {

@@ -901,6 +901,12 @@ void TcpConnection::abort() {
   conclude(CloseReason::local, Release::reset);
 }
 
+void TcpConnection::abort_with(std::error_code why) {
+  loop_->assert_here();
+  if (phase_ != Phase::closed) error_ = why;
+  abort();
+}
+
 void TcpConnection::hold() {
   loop_->assert_here();
   PENSTOCK_ASSERT(holds_ < UINT16_MAX, "too many holds without a release");
@@ -1038,8 +1044,7 @@ void TcpConnection::run_callback(Call call) {
     call();
   } catch (...) {
     loop_->report_exception("connection callback");
-    if (phase_ != Phase::closed) error_ = make_error_code(Errc::callback_threw);
-    conclude(CloseReason::local, Release::reset);
+    abort_with(make_error_code(Errc::callback_threw));
   }
 }
 

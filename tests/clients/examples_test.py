@@ -137,6 +137,24 @@ class ExamplesTest(unittest.TestCase):
                 self.assertEqual(support.receive_to_end(client), b"")
             self.assertEqual(server.stop(), 0)
 
+    def test_prime_factors_come_in_the_order_of_the_lines_whatever_they_take(self):
+        cases = {
+            "91": "91 = 7 * 13", "999966000289": "999966000289 = 999983 * 999983", "2": "2 = 2", "1024": "1024 = " + " * ".join("2" * 10),
+            "one": "error: write a number from 2 to 18446744073709551615", "1999967": "1999967 = 179 * 11173", "49": "49 = 7 * 7",
+        }
+        text = "".join(line + "\r\n" for line in cases).encode() * 20
+        wanted = "".join(answer + "\n" for answer in cases.values()).encode() * 20
+        with Example("prime_factors", "127.0.0.1:0") as server:
+            address = server.address()
+            clients = [connect(address) for _ in range(4)]
+            for client in clients:
+                client.sendall(text)
+                client.shutdown(socket.SHUT_WR)
+            for client in clients:
+                with client:
+                    self.assertEqual(support.receive_to_end(client), wanted)
+            self.assertEqual(server.stop(), 0)
+
     def test_the_client_sends_lines_prints_answers_and_connects_again(self):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             listener.settimeout(support.LATE)

@@ -41,6 +41,10 @@ void log_composed(LogLevel level, Compose compose) noexcept {
   }
 }
 
+/// What to log of the exception that is being handled: "a WHERE threw: ...". Call inside a catch
+/// block.
+std::string describe_exception(std::string_view where);
+
 /// The level's name in lower case, for instance "warning".
 std::string_view to_string(LogLevel level) noexcept;
 

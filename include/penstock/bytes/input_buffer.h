@@ -123,11 +123,13 @@ class InputBuffer {
   std::optional<std::uint64_t> read_u64_le() noexcept { return read_as<std::uint64_t, kLittle>(); }
   ///@}
 
+  ///@{
   /// A number that a reader leaves itself for its next look at the same unread bytes, so that it
   /// need not look at all of them again: how far it has searched in vain, say. 0 at first, and again
   /// after anything has been consumed.
   std::size_t progress() const noexcept { return progress_; }
   void set_progress(std::size_t progress) noexcept { progress_ = progress; }
+  ///@}
 
   // ---- For the connection ----------------------------------------------------------------------
   // Its cycle: lend(), the callback, keep_rest(). The callback may also be run again over what is

@@ -40,11 +40,11 @@ struct LoopId {
   friend auto operator<=>(const LoopId&, const LoopId&) = default;
 };
 
-/// What became of a post.
+/// What became of a post to a loop or to a worker pool.
 enum class [[nodiscard]] PostResult : std::uint8_t {
-  posted,  ///< It will run, or be destroyed when the loop goes.
-  full,    ///< The loop's bound on posted bytes is reached; nothing has been taken.
-  closed,  ///< The loop is gone; nothing has been taken.
+  posted,  ///< It will run, or be destroyed when the loop (or the pool) goes.
+  full,    ///< The bound (on posted bytes, on queued tasks) is reached; nothing has been taken.
+  closed,  ///< The loop is gone, or the pool has been stopped; nothing has been taken.
 };
 
 /// The mail of one loop. Made by open(), never destroyed; the loop borrows it until retire().

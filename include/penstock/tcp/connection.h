@@ -153,6 +153,8 @@ class TcpConnection final : private StreamHandler,
   void close();
   /// Ends at once with a reset (RST). What was queued is discarded and reported.
   void abort();
+  /// abort(), reported with `why` as the error.
+  void abort_with(std::error_code why);
   /// close(), because the peer broke the rules of the protocol above: reported as `protocol`, with
   /// `why` as the error.
   void close_with_protocol_error(std::error_code why = {});
@@ -260,6 +262,10 @@ class TcpConnection final : private StreamHandler,
   }
   /// Whether emplace_context() has been called.
   bool has_context() const noexcept { return context_ != nullptr; }
+
+  /// Whether an orderly stop waits for the last release(). Whoever holds it should not begin
+  /// anything new.
+  bool ends_when_released() const noexcept { return close_when_released_; }
 
   // -- For ConnectionTable and owners --
 
