@@ -14,13 +14,11 @@ std::span<const std::byte> bytes_of(const std::string& payload) noexcept {
 std::span<const std::byte> bytes_of(const std::vector<std::byte>& payload) noexcept {
   return payload;
 }
-std::span<const std::byte> bytes_of(const SharedBytes& payload) noexcept { return payload.bytes(); }
 
 std::size_t capacity_of(const std::string& payload) noexcept { return payload.capacity(); }
 std::size_t capacity_of(const std::vector<std::byte>& payload) noexcept {
   return payload.capacity();
 }
-std::size_t capacity_of(const SharedBytes& payload) noexcept { return payload.charge(); }
 
 /// A node with `size` bytes behind its header. Throws std::bad_alloc.
 Block* make_exact_node(std::size_t size) {
@@ -28,7 +26,7 @@ Block* make_exact_node(std::size_t size) {
   block->begin = block->end = block->payload();
   block->room = size;
   block->charge = sizeof(Block) + size;
-  block->destroy = [](Block* node) noexcept { ::operator delete(node); };
+  block->destroy = [](Block* node, BlockPool&) noexcept { ::operator delete(node); };
   return block;
 }
 
@@ -44,8 +42,7 @@ struct OutputQueue::HoldingNode final : Block {
     begin = bytes.data();
     end = begin + bytes.size();
     charge = charge_of(payload_);
-    if constexpr (std::is_same_v<Payload, SharedBytes>) shared_charge = payload_.charge();
-    destroy = [](Block* node) noexcept { delete static_cast<HoldingNode*>(node); };
+    destroy = [](Block* node, BlockPool&) noexcept { delete static_cast<HoldingNode*>(node); };
   }
 
  private:
@@ -65,11 +62,11 @@ void OutputQueue::append(std::string&& payload) { append_holding(payload); }
 
 void OutputQueue::append(std::vector<std::byte>&& payload) { append_holding(payload); }
 
-void OutputQueue::append(SharedBytes&& payload) { append_holding(payload); }
-
-void OutputQueue::append(const SharedBytes& payload) {
-  SharedBytes copy = payload;
-  append_holding(copy);
+void OutputQueue::append(BlockPool& pool, SharedBytes&& payload) {
+  if (payload.empty()) return;
+  MessageNode* message = pool.acquire_message();
+  message->hold(std::move(payload), Sharing::together);
+  append(message);
 }
 
 std::size_t OutputQueue::charge_of(const std::string& payload) noexcept {
@@ -81,7 +78,7 @@ std::size_t OutputQueue::charge_of(const std::vector<std::byte>& payload) noexce
 }
 
 std::size_t OutputQueue::charge_of(const SharedBytes& payload) noexcept {
-  return payload.empty() ? 0 : sizeof(HoldingNode<SharedBytes>) + capacity_of(payload);
+  return payload.empty() ? 0 : sizeof(MessageNode) + payload.charge();
 }
 
 std::size_t OutputQueue::owned_charge_of(const SharedBytes& payload) noexcept {
@@ -99,6 +96,31 @@ void OutputQueue::append_copy_elsewhere(BlockPool& pool, std::span<const std::by
   if (fitting > 0) write(payload.data(), fitting);
   link(block);
   write(payload.data() + fitting, payload.size() - fitting);
+}
+
+void OutputQueue::append_parts(BlockPool& pool, const MessageParts& pieces) {
+  const std::size_t size = pieces.size();
+  Block* next = nullptr;  // All that can fail comes first.
+  if (size > BlockPool::kPayloadSize) {
+    // A size that overflows cannot be allocated either.
+    if (size > std::numeric_limits<std::size_t>::max() - sizeof(Block)) throw std::bad_alloc();
+    link(make_exact_node(size));
+  } else if (size > room()) {
+    next = pool.acquire();
+  }
+  write_through(next, pieces);
+}
+
+// Into the room of the last node, and what does not fit there into `next`.
+void OutputQueue::write_through(Block* next, const MessageParts& pieces) noexcept {
+  for (std::span<const std::byte> piece : {pieces.head, pieces.body, pieces.tail}) {
+    const std::size_t fitting = piece.size() < room() ? piece.size() : room();
+    if (fitting > 0) write(piece.data(), fitting);
+    piece = piece.subspan(fitting);
+    if (piece.empty()) continue;
+    link(next);
+    write(piece.data(), piece.size());
+  }
 }
 
 }  // namespace penstock

@@ -11,7 +11,7 @@ struct SharedBytes::HoldingPayload final : Payload {
   explicit HoldingPayload(Container&& container) noexcept : container_(std::move(container)) {
     static_assert(std::is_nothrow_move_constructible_v<Container>);
     bytes = std::as_bytes(std::span(container_.data(), container_.size()));
-    charge = sizeof(*this) + container_.capacity();
+    charge = charge_of(container_);
   }
 
  private:
@@ -27,6 +27,14 @@ CountedPtr<const SharedBytes::Payload> SharedBytes::hold(Container& container) {
 SharedBytes::SharedBytes(std::string&& payload) : payload_(hold(payload)) {}
 
 SharedBytes::SharedBytes(std::vector<std::byte>&& payload) : payload_(hold(payload)) {}
+
+std::size_t SharedBytes::charge_of(const std::string& payload) noexcept {
+  return payload.empty() ? 0 : sizeof(HoldingPayload<std::string>) + payload.capacity();
+}
+
+std::size_t SharedBytes::charge_of(const std::vector<std::byte>& payload) noexcept {
+  return payload.empty() ? 0 : sizeof(HoldingPayload<std::vector<std::byte>>) + payload.capacity();
+}
 
 SharedBytes SharedBytes::copy_of(std::span<const std::byte> bytes) {
   return SharedBytes(std::vector<std::byte>(bytes.begin(), bytes.end()));

@@ -8,6 +8,7 @@
 
 #include "penstock/base/assert.h"
 #include "penstock/tcp/behaviour.h"
+#include "penstock/tcp/connection_group.h"
 #include "penstock/tcp/connection_table.h"
 #include "tcp/stream_socket.h"
 
@@ -21,11 +22,20 @@ constexpr std::size_t kLargePayload = 4096;
 constexpr std::size_t kFlushBytes = std::size_t{64} * 1024;
 // Pieces of one gathered send; the stream seam takes no more.
 constexpr std::size_t kGatherMax = 64;
+// Below this size sharing a payload costs more than copying it.
+constexpr std::size_t kSharedPayload = 256;
 
 // Hardened builds clear automatic variables; clearing this one would cost more than all else in a
 // small echo.
 #define PENSTOCK_UNINITIALIZED __attribute__((uninitialized))
 using Pieces = std::array<iovec, kGatherMax>;
+
+constexpr Duration kNone = Duration::zero();
+
+// When a limit of time ends; kNever where there is none.
+TimePoint end_of(TimePoint since, Duration limit) noexcept {
+  return limit > kNone ? add_clamped(since, limit) : kNever;
+}
 
 }  // namespace
 
@@ -63,6 +73,12 @@ std::string_view to_string(TimeoutKind kind) noexcept {
       return "half_close";
     case TimeoutKind::unacknowledged:
       return "unacknowledged";
+    case TimeoutKind::first_message:
+      return "first_message";
+    case TimeoutKind::slow_message:
+      return "slow_message";
+    case TimeoutKind::heartbeat:
+      return "heartbeat";
   }
   return "unknown";
 }
@@ -70,6 +86,13 @@ std::string_view to_string(TimeoutKind kind) noexcept {
 struct TcpConnection::Detachment {
   DetachCallback taker;
   UniqueFd fd{};  // once the stream has given it up
+};
+
+// What waits behind output_. While it is not empty output_ is not either, but inside of pump().
+struct TcpConnection::Backlog {
+  MessageQueue messages{};
+  std::optional<SlowConsumer> policy{};  // in place of the limits'
+  std::size_t bytes_max = 0;             // with it
 };
 
 inline const ConnectionCallbacks& TcpConnection::callbacks() const noexcept {
@@ -83,7 +106,10 @@ TcpConnection::TcpConnection(SlotId id, ConnectionTable& table, BehaviourPtr beh
       table_(&table),
       behaviour_(std::move(behaviour)),
       last_activity_(loop_->now()),
+      last_received_(last_activity_),
       id_(id),
+      listening_since_(last_activity_),
+      last_heartbeat_(last_activity_),
       opened_at_(last_activity_),
       timer_place_(loop_->timers()),
       timer_(Timer::calling<&TcpConnection::on_timer>(*this)),
@@ -118,7 +144,7 @@ bool TcpConnection::can_send() const noexcept {
 // cap, or `owned` (less what other queues hold too) over the loops' budget.
 bool TcpConnection::reserve(std::size_t charge, std::size_t owned) noexcept {
   const std::size_t cap = limits().output_max;
-  const std::size_t held = output_.charge();
+  const std::size_t held = output_.charge() + backlog_charge();
   if (cap != 0 && (charge > cap || held > cap - charge)) {
     note_full(Errc::output_limit);
     return false;
@@ -141,7 +167,7 @@ SendOutcome TcpConnection::enqueue(std::size_t charge, std::size_t owned, Append
 }
 
 SendOutcome TcpConnection::accepted() {
-  const std::size_t queued = output_.bytes();
+  const std::size_t queued = queued_bytes();
   if (!send_pending_) {
     if (queued >= kFlushBytes) {
       pump();
@@ -151,36 +177,64 @@ SendOutcome TcpConnection::accepted() {
   } else if (queued > limits().high_water) {
     update_flow();
   }
+  return above_or_below();
+}
+
+SendOutcome TcpConnection::above_or_below() const noexcept {
   return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
 }
 
 SendOutcome TcpConnection::try_send(std::span<const std::byte> payload) {
   loop_->assert_here();
   if (!can_send()) return SendOutcome::closed;
-  if (payload.size() >= kLargePayload && !send_pending_) return send_at_once(payload);
+  if (payload.size() >= kLargePayload || has_backlog()) return try_send_parts({.body = payload});
   const std::size_t charge = output_.charge_of_copy(payload.size());
   return enqueue(charge, charge, [&] { output_.append_copy(table_->pool(), payload); });
+}
+
+SendOutcome TcpConnection::try_send(const MessageParts& message) {
+  loop_->assert_here();
+  return can_send() ? try_send_parts(message) : SendOutcome::closed;
+}
+
+SendOutcome TcpConnection::try_send_parts(MessageParts message) {
+  const std::size_t size = message.size();
+  if (has_backlog()) {
+    if (size == 0) return above_or_below();
+    std::string whole;
+    whole.reserve(size);
+    for (const std::span<const std::byte> piece : {message.head, message.body, message.tail})
+      whole.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    return wait_in_line(whole);
+  }
+  if (size >= kLargePayload && !send_pending_) return send_at_once(message);
+  const std::size_t charge = output_.charge_of_copy(size);
+  return enqueue(charge, charge, [&] { output_.append_parts(table_->pool(), message); });
 }
 
 // The caller's bytes go to the kernel behind what is queued; what is not taken is copied. Whether
 // the payload is accepted must not depend on how much the kernel happens to take, so it is measured
 // as if nothing were taken.
-SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
-  const std::size_t charge = output_.charge_of_copy(payload.size());
+SendOutcome TcpConnection::send_at_once(MessageParts message) {
+  const std::size_t charge = output_.charge_of_copy(message.size());
   if (!reserve(charge, charge)) return SendOutcome::full;
   const std::size_t charged = output_.owned_charge() + charge;
 
   PENSTOCK_UNINITIALIZED Pieces pieces;
-  const std::size_t used = output_.front(std::span(pieces).first(kGatherMax - 1));
+  constexpr std::size_t kParts = 3;
+  std::size_t used = output_.front(std::span(pieces).first(kGatherMax - kParts));
   std::size_t gathered = 0;
   for (std::size_t i = 0; i < used; ++i)
     gathered += pieces[i].iov_len;
   if (gathered == output_.bytes()) {
-    pieces[used] = {.iov_base = const_cast<std::byte*>(payload.data()), .iov_len = payload.size()};
-    const SendResult result = stream_->offer(std::span(pieces).first(used + 1));
+    for (const std::span<const std::byte> part : {message.head, message.body, message.tail}) {
+      if (part.empty()) continue;
+      pieces[used++] = {.iov_base = const_cast<std::byte*>(part.data()), .iov_len = part.size()};
+    }
+    const SendResult result = stream_->offer(std::span(pieces).first(used));
     const std::size_t of_queue = std::min(result.taken, gathered);
     output_.consume(table_->pool(), of_queue);
-    payload = payload.subspan(result.taken - of_queue);
+    message.drop_front(result.taken - of_queue);
     note_sent(result.taken);
     if (result.error != 0) {
       loop_->memory().discharge(charged - output_.owned_charge());
@@ -191,7 +245,7 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
     }
   }
   try {
-    output_.append_copy(table_->pool(), payload);
+    output_.append_parts(table_->pool(), message);
   } catch (const std::bad_alloc&) {
     // A part may have left already: going on would leave a gap.
     loop_->memory().discharge(charged - output_.owned_charge());
@@ -200,33 +254,40 @@ SendOutcome TcpConnection::send_at_once(std::span<const std::byte> payload) {
   }
   loop_->memory().discharge(charged - output_.owned_charge());
   pump();
-  return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
+  return above_or_below();
 }
 
 template <class Payload>
 SendOutcome TcpConnection::try_send_owned(Payload& payload) {
   loop_->assert_here();
   if (!can_send()) return SendOutcome::closed;
-  if (payload.size() < kLargePayload) {
-    if constexpr (std::is_same_v<Payload, SharedBytes>) {
-      return try_send(payload.bytes());
-    } else {
-      return try_send(std::as_bytes(std::span(payload)));
-    }
+  constexpr bool kShared = std::is_same_v<Payload, SharedBytes>;
+  if (has_backlog()) {
+    if (payload.empty()) return above_or_below();
+    return wait_in_line(payload);
+  }
+  if constexpr (kShared) {
+    if (payload.size() < kSharedPayload) return try_send(payload.bytes());
+  } else {
+    if (payload.size() < kLargePayload) return try_send(std::as_bytes(std::span(payload)));
   }
   const std::size_t charge = OutputQueue::charge_of(payload);
   std::size_t owned = charge;
-  if constexpr (std::is_same_v<Payload, SharedBytes>) {
+  if constexpr (kShared) {
     owned = OutputQueue::owned_charge_of(payload);
-    if (!payload.charge_once(loop_->memory().budget())) {
-      note_full(Errc::memory_limit);
-      return SendOutcome::full;
-    }
+    if (!charge_shared(payload)) return SendOutcome::full;
   }
-  const SendOutcome outcome = enqueue(charge, owned, [&] { output_.append(std::move(payload)); });
-  if (outcome == SendOutcome::full || send_pending_ || output_.empty()) return outcome;
+  const bool large = payload.size() >= kLargePayload;
+  const SendOutcome outcome = enqueue(charge, owned, [&] {
+    if constexpr (kShared) {
+      output_.append(table_->pool(), std::move(payload));
+    } else {
+      output_.append(std::move(payload));
+    }
+  });
+  if (outcome == SendOutcome::full || !large || send_pending_ || output_.empty()) return outcome;
   pump();
-  return above_high_ ? SendOutcome::accepted_above_high_water : SendOutcome::accepted;
+  return above_or_below();
 }
 
 SendOutcome TcpConnection::try_send(std::string&& payload) { return try_send_owned(payload); }
@@ -246,6 +307,10 @@ void TcpConnection::send(std::vector<std::byte>&& payload) {
 }
 void TcpConnection::send(SharedBytes payload) {
   send_or_end([&] { return try_send_owned(payload); });
+}
+
+void TcpConnection::send(const MessageParts& message) {
+  send_or_end([&] { return try_send(message); });
 }
 
 // What cannot be accepted ends the connection: the next send must not close the gap.
@@ -300,7 +365,9 @@ void TcpConnection::take(std::size_t bytes) noexcept {
 // Lends the front of the queue to the stream until it takes no more.
 void TcpConnection::pump() {
   ListLink<DirtyTag>::unlink();
-  while (!send_pending_ && !output_.empty()) {
+  while (!send_pending_) {
+    if (backlog_) stage_backlog();
+    if (output_.empty()) break;
     PENSTOCK_UNINITIALIZED Pieces pieces;
     const std::size_t used = output_.front(pieces);
     const SendResult result = stream_->send(std::span(pieces).first(used));
@@ -353,11 +420,170 @@ void TcpConnection::discard_output() {
   send_pending_ = false;
   end_stall();
   if (output_.empty()) return;
-  output_discarded_ += output_.bytes();
+  output_discarded_ += queued_bytes();
+  if (backlog_) discard_backlog();
   write_complete_due_ = false;
   const std::size_t held = output_.owned_charge();
   output_.clear(table_->pool());
   loop_->memory().discharge(held);
+}
+
+// -- Messages that wait ---------------------------------------------------------------------------
+
+TcpConnection::Backlog& TcpConnection::backlog() {
+  if (!backlog_) backlog_ = std::make_unique<Backlog>();
+  return *backlog_;
+}
+
+bool TcpConnection::backlog_is_empty() const noexcept { return backlog_->messages.empty(); }
+
+std::size_t TcpConnection::backlog_bytes() const noexcept {
+  return backlog_ ? backlog_->messages.bytes() : 0;
+}
+
+std::size_t TcpConnection::backlog_charge() const noexcept {
+  return backlog_ ? backlog_->messages.charge() : 0;
+}
+
+void TcpConnection::set_slow_consumer(SlowConsumer policy, std::size_t backlog_max) {
+  loop_->assert_here();
+  backlog().policy = policy;
+  backlog_->bytes_max = backlog_max;
+}
+
+SendOutcome TcpConnection::send_message(SharedBytes message, const MessageOptions& options) {
+  loop_->assert_here();
+  if (!can_send()) return SendOutcome::closed;
+  if (message.empty()) return above_or_below();
+  const SlowConsumer policy =
+      backlog_ && backlog_->policy ? *backlog_->policy : limits().slow_consumer;
+  SendOutcome outcome = SendOutcome::full;
+  try {
+    outcome = send_pending_ ? join_backlog(std::move(message), options) : try_send_owned(message);
+  } catch (const std::bad_alloc&) {
+    note_full(Errc::memory_limit);
+  }
+  return outcome == SendOutcome::full ? refuse_message(policy, options.lane) : outcome;
+}
+
+bool TcpConnection::charge_shared(const SharedBytes& payload) noexcept {
+  if (payload.charge_once(loop_->memory().budget())) return true;
+  note_full(Errc::memory_limit);
+  return false;
+}
+
+// The messages that wait come first; this payload, which is not empty, is never dropped.
+template <class Payload>
+SendOutcome TcpConnection::wait_in_line(Payload& payload) {
+  constexpr bool kShared = std::is_same_v<Payload, SharedBytes>;
+  std::size_t owned = MessageQueue::kMessageCharge;
+  std::size_t charge = owned;
+  if constexpr (kShared) {
+    if (!charge_shared(payload)) return SendOutcome::full;
+    charge += payload.charge();
+  } else {
+    charge += SharedBytes::charge_of(payload);
+    owned = charge;
+  }
+  return enqueue(charge, owned, [&] {
+    MessageNode* message = table_->pool().acquire_message();
+    try {
+      message->hold(SharedBytes(std::move(payload)), kShared ? Sharing::together : Sharing::alone);
+    } catch (...) {
+      table_->pool().release_message(message);
+      throw;
+    }
+    backlog_->messages.push(message, Lane::normal);
+  });
+}
+
+// The kernel takes nothing at present.
+SendOutcome TcpConnection::join_backlog(SharedBytes&& message, MessageOptions options) {
+  MessageQueue& messages = backlog().messages;
+  const SlowConsumer policy = backlog_->policy.value_or(limits().slow_consumer);
+  if (!charge_shared(message)) return SendOutcome::full;
+  if (options.lane == Lane::normal) {
+    if (policy != SlowConsumer::keep_latest) options.key.reset();
+    if (options.key && messages.replace(*options.key, message)) {
+      count_dropped(1);
+      static_cast<void>(make_room(0, policy));  // it may be larger than the one before
+      update_flow();
+      return above_or_below();
+    }
+    if (!make_room(MessageQueue::kMessageCharge + message.charge(), policy)) {
+      note_full(Errc::output_limit);
+      return SendOutcome::full;
+    }
+  }
+  const std::size_t charge = MessageQueue::kMessageCharge + message.charge();
+  return enqueue(charge, MessageQueue::kMessageCharge, [&] {
+    MessageNode* node = table_->pool().acquire_message();
+    node->hold(std::move(message), Sharing::together);
+    if (options.lane == Lane::control) {
+      messages.push(node, Lane::control);
+      return;
+    }
+    try {
+      messages.push_droppable(node, options.key);
+    } catch (...) {
+      table_->pool().release_message(node);
+      throw;
+    }
+  });
+}
+
+// For `charge` more, in the backlog and under the hard cap. Only some policies can do something.
+bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
+  MessageQueue& messages = backlog_->messages;
+  const std::size_t backlog_max = backlog_->policy ? backlog_->bytes_max : limits().backlog_max;
+  const std::size_t cap = limits().output_max;
+  const std::size_t staged = output_.charge();
+  const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, staged);
+  const std::size_t room = std::min(backlog_max, under_cap);
+  const auto fits = [&] { return messages.charge() <= room && charge <= room - messages.charge(); };
+  if (policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest) {
+    const std::uint64_t dropped = messages.dropped();
+    const std::size_t held = messages.owned_charge();
+    // One that would not fit into an empty queue is not worth the others.
+    while (charge <= room && !fits() && messages.drop_oldest(table_->pool())) {
+    }
+    loop_->memory().discharge(held - messages.owned_charge());
+    count_dropped(messages.dropped() - dropped);
+  }
+  return fits();
+}
+
+// There is no room for a message, and none could be made.
+SendOutcome TcpConnection::refuse_message(SlowConsumer policy, Lane lane) {
+  count_dropped(1);
+  if (policy == SlowConsumer::disconnect) {
+    conclude_overflow(refused_for_, Release::reset);
+    return SendOutcome::closed;
+  }
+  if (policy == SlowConsumer::reject || lane == Lane::control) return SendOutcome::full;
+  answered_full_ = false;  // nobody waits for room
+  return SendOutcome::dropped;
+}
+
+void TcpConnection::count_dropped(std::uint64_t messages) noexcept {
+  messages_dropped_ += messages;
+  table_->counters().messages_dropped += messages;
+}
+
+// What the kernel may take now can no longer be dropped or overtaken, so it is no more than one
+// gathered send.
+void TcpConnection::stage_backlog() noexcept {
+  while (output_.bytes() < kFlushBytes) {
+    MessageNode* message = backlog_->messages.pop();
+    if (message == nullptr) return;
+    output_.append(message);
+  }
+}
+
+void TcpConnection::discard_backlog() noexcept {
+  MessageQueue& messages = backlog_->messages;
+  loop_->memory().discharge(messages.owned_charge());
+  messages.clear(table_->pool());
 }
 
 // -- Reading --------------------------------------------------------------------------------------
@@ -369,7 +595,7 @@ bool TcpConnection::may_deliver() const noexcept {
 void TcpConnection::on_received(std::span<const std::byte> bytes) {
   bytes_received_ += bytes.size();
   table_->counters().bytes_received += bytes.size();
-  last_activity_ = loop_->now();
+  last_activity_ = last_received_ = loop_->now();
   if (phase_ == Phase::draining) {
     input_discarded_ += bytes.size();
     if (finished_) drained_ += bytes.size();
@@ -405,8 +631,23 @@ void TcpConnection::deliver_input() {
       input_.consume(input_.size());
     }
   });
-  if (keep_input()) offer_what_is_left(offered);
+  if (keep_input()) {
+    note_messages(offered);
+    offer_what_is_left(offered);
+  }
   after_handler();
+}
+
+// Where one message ends and the next begins is told by what the callback consumes.
+void TcpConnection::note_messages(std::size_t offered) {
+  const std::size_t left = input_.size();
+  if (left < offered) first_message_came_ = true;
+  if (left == 0) {
+    message_since_ = kNever;
+  } else if (left < offered || message_since_ == kNever) {
+    message_since_ = loop_->now();
+    arm_timer();
+  }
 }
 
 // What the callback left becomes our own. False: the connection has ended.
@@ -527,7 +768,7 @@ void TcpConnection::resume_reading() {
 // The water marks follow the queue; hysteresis lies between them.
 void TcpConnection::update_flow() {
   if (phase_ == Phase::closed) return;
-  const std::size_t queued = output_.bytes();
+  const std::size_t queued = queued_bytes();
   if (!above_high_ && queued > limits().high_water) {
     above_high_ = true;
     passed_high_ = true;
@@ -550,7 +791,11 @@ void TcpConnection::apply_reading() {
   if (wanted == receiving_ || stream_ == nullptr) return;
   receiving_ = wanted;
   if (wanted) {
+    // Until now it was not the peer that kept silent.
+    listening_since_ = last_heartbeat_ = loop_->now();
+    if (message_since_ != kNever) message_since_ = loop_->now();
     stream_->start_receive();
+    arm_timer();
   } else {
     stream_->stop_receive();
   }
@@ -857,6 +1102,7 @@ void TcpConnection::report_end() {
       .bytes_sent = bytes_sent_,
       .bytes_discarded = output_discarded_,
       .input_discarded = input_discarded_,
+      .messages_dropped = messages_dropped_,
       .duration = loop_->now() - opened_at_,
   };
   if (detachment_ && detachment_->fd) {
@@ -864,6 +1110,8 @@ void TcpConnection::report_end() {
     drop_input();
   }
   if (callbacks().on_close) run_callback([&] { callbacks().on_close(*this, report); });
+  while (GroupMember* place = groups_.front())
+    place->leave();
   context_.reset();
   detachment_.reset();
 }
@@ -885,11 +1133,12 @@ void TcpConnection::on_timer() {
   arm_timer();
 }
 
-// The end of the limit that the present state is under; kNever for none.
 TimePoint TcpConnection::next_limit() const noexcept {
-  const auto end_of = [](TimePoint since, Duration limit) {
-    return limit > Duration::zero() ? add_clamped(since, limit) : kNever;
-  };
+  return std::min({silence_limit(), message_limit(), heartbeat_limit()});
+}
+
+// The end of the limit that the present state is under; kNever for none.
+TimePoint TcpConnection::silence_limit() const noexcept {
   if (phase_ == Phase::closed) return kNever;
   if (stall_since_ != kNever) {
     const Duration limit = limits().write_stall_timeout;
@@ -906,7 +1155,55 @@ TimePoint TcpConnection::next_limit() const noexcept {
   return end_of(last_activity_, half_closed ? limits().half_close_timeout : limits().idle_timeout);
 }
 
+TimePoint TcpConnection::first_message_limit() const noexcept {
+  if (first_message_came_) return kNever;
+  return end_of(listening_since_, limits().first_message_timeout.value_or(kNone));
+}
+
+// Of a first message, or of the one that has begun. The rate is that of the whole message: what has
+// come of it suffices until the time at which it would be too slow.
+TimePoint TcpConnection::message_limit() const noexcept {
+  if (phase_ != Phase::open || !receiving_) return kNever;
+  TimePoint limit = first_message_limit();
+  if (message_since_ == kNever) return limit;
+  limit = std::min(limit, end_of(message_since_, limits().message_timeout.value_or(kNone)));
+  const std::size_t rate = limits().message_rate_min.value_or(0);
+  if (rate > 0) {
+    const auto enough_for = std::chrono::duration_cast<Duration>(std::chrono::duration<double>(
+        static_cast<double>(input_.size()) / static_cast<double>(rate)));
+    limit = std::min(
+        limit, add_clamped(message_since_, std::max(enough_for, limits().message_rate_grace)));
+  }
+  return limit;
+}
+
+TimePoint TcpConnection::heartbeat_limit() const noexcept {
+  if (!receiving_ || !can_send()) return kNever;
+  return end_of(std::max(last_received_, last_heartbeat_), limits().heartbeat_interval);
+}
+
 void TcpConnection::enforce_limit(TimePoint now) {
+  if (silence_limit() <= now) enforce_silence(now);
+  if (message_limit() <= now) {
+    const bool first = first_message_limit() <= now;
+    conclude_timeout(first ? TimeoutKind::first_message : TimeoutKind::slow_message,
+                     Release::reset);
+  }
+  if (heartbeat_limit() <= now) beat(now);
+}
+
+void TcpConnection::beat(TimePoint now) {
+  if (last_received_ > last_heartbeat_) heartbeats_unanswered_ = 0;
+  if (heartbeats_unanswered_ >= std::max(1U, limits().heartbeats_missed_max)) {
+    conclude_timeout(TimeoutKind::heartbeat, Release::reset);
+    return;
+  }
+  ++heartbeats_unanswered_;
+  last_heartbeat_ = now;
+  if (callbacks().on_heartbeat) run_callback([this] { callbacks().on_heartbeat(*this); });
+}
+
+void TcpConnection::enforce_silence(TimePoint now) {
   if (stall_since_ != kNever) {
     enforce_write_stall(now);
   } else if (phase_ == Phase::draining) {
@@ -987,6 +1284,8 @@ Result<void> TcpConnection::read_raw_option(int level, int name, void* value,
   if (read < 0) return failure(read);
   return {};
 }
+
+void TcpConnection::join(GroupMember& place) noexcept { groups_.push_back(place); }
 
 Result<tcp_info> TcpConnection::info() const { return option<tcp_info>(IPPROTO_TCP, TCP_INFO); }
 

@@ -44,8 +44,8 @@ PostResult ConnectionHandle::post_charged(std::move_only_function<void(TcpConnec
 }
 
 // The task owns the payload by pointer, so that it can be taken back out when the mailbox refuses.
-template <class Payload>
-PostResult ConnectionHandle::post_payload(Payload& payload) const {
+template <class Payload, class Send>
+PostResult ConnectionHandle::post_payload(Payload& payload, Send send) const {
   std::size_t charge = kPostOverhead;
   if constexpr (std::is_same_v<Payload, SharedBytes>) {
     const CountedPtr<MemoryBudget> budget = Mailbox::budget_of(loop_);
@@ -56,24 +56,42 @@ PostResult ConnectionHandle::post_payload(Payload& payload) const {
   }
   auto owned = std::make_unique<Payload>(std::move(payload));
   Payload& posted = *owned;
-  Task task = [id = connection_, owned = std::move(owned)] {
-    auto send = [&](TcpConnection& connection) {
+  Task task = [id = connection_, owned = std::move(owned), send] {
+    auto visit = [&](TcpConnection& connection) {
       if (!connection.can_send()) return false;
-      connection.send(std::move(*owned));
+      send(connection, std::move(*owned));
       return true;
     };
-    visit_connection(id, send);
+    visit_connection(id, visit);
   };
   const PostResult result = Mailbox::post(loop_, std::move(task), charge);
   if (result != PostResult::posted) payload = std::move(posted);
   return result;
 }
 
-PostResult ConnectionHandle::send(std::string&& payload) const { return post_payload(payload); }
-PostResult ConnectionHandle::send(std::vector<std::byte>&& payload) const {
-  return post_payload(payload);
+namespace {
+
+constexpr auto kPlainSend = [](TcpConnection& connection, auto&& payload) {
+  connection.send(std::forward<decltype(payload)>(payload));
+};
+
+}  // namespace
+
+PostResult ConnectionHandle::send(std::string&& payload) const {
+  return post_payload(payload, kPlainSend);
 }
-PostResult ConnectionHandle::send(SharedBytes payload) const { return post_payload(payload); }
+PostResult ConnectionHandle::send(std::vector<std::byte>&& payload) const {
+  return post_payload(payload, kPlainSend);
+}
+PostResult ConnectionHandle::send(SharedBytes payload) const {
+  return post_payload(payload, kPlainSend);
+}
+PostResult ConnectionHandle::send_message(SharedBytes message,
+                                          const MessageOptions& options) const {
+  return post_payload(message, [options](TcpConnection& connection, SharedBytes&& payload) {
+    static_cast<void>(connection.send_message(std::move(payload), options));  // counted there
+  });
+}
 PostResult ConnectionHandle::send(std::string_view payload) const {
   return send(std::string(payload));
 }

@@ -35,6 +35,13 @@ Result<std::size_t> connections_that_fit(std::size_t wanted, Kernel& kernel) {
   return wanted;
 }
 
+// A stranger who never completes a frame must not hold a connection for ever.
+void limit_messages(ConnectionLimits& limits) {
+  if (!limits.first_message_timeout) limits.first_message_timeout = std::chrono::seconds(10);
+  if (!limits.message_timeout) limits.message_timeout = std::chrono::seconds(30);
+  if (!limits.message_rate_min) limits.message_rate_min = 240;
+}
+
 // "fd:N", or an address.
 Result<ListenPlace> parse_listen(std::string_view text) {
   constexpr std::string_view kInherited = "fd:";
@@ -115,6 +122,7 @@ Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
   const std::vector<EventLoop*> loops = serving_loops();
   const Result<std::size_t> max = connections_that_fit(options_.max_connections, loop_->kernel());
   if (!max) return std::unexpected(max.error());
+  if (reads_frames()) limit_messages(options_.limits);
   core_ =
       make_counted<ServerCore>(*loop_, loops, options_.balance, behaviour(options_.limits), *max);
   return core_->listen(place, {.backlog = options_.backlog,

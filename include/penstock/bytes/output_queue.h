@@ -29,6 +29,29 @@
 
 namespace penstock {
 
+/// A message in up to three pieces, lent: what a codec puts before and behind a payload need not be
+/// copied together with it.
+struct MessageParts {
+  std::span<const std::byte> head{};  ///< What comes first.
+  std::span<const std::byte> body{};  ///< Then this.
+  std::span<const std::byte> tail{};  ///< This last.
+
+  /// Bytes of all pieces; sizes that overflow answer the largest size_t.
+  std::size_t size() const noexcept {
+    constexpr std::size_t kLargest = std::numeric_limits<std::size_t>::max();
+    const std::size_t ends = head.size() + tail.size();
+    return body.size() > kLargest - ends ? kLargest : body.size() + ends;
+  }
+  /// Drops the first `n` bytes; n <= size().
+  void drop_front(std::size_t n) noexcept {
+    for (std::span<const std::byte>* piece : {&head, &body, &tail}) {
+      const std::size_t here = n < piece->size() ? n : piece->size();
+      *piece = piece->subspan(here);
+      n -= here;
+    }
+  }
+};
+
 /// The bytes a connection has accepted and not yet handed to the kernel.
 class OutputQueue {
  public:
@@ -67,12 +90,19 @@ class OutputQueue {
     write(payload.data(), size);
   }
 
+  /// Appends a copy of the pieces, one behind the other: as append_copy() of all of them in one.
+  void append_parts(BlockPool& pool, const MessageParts& pieces);
+
   /// Appends the payload itself, whatever its size; an empty one adds nothing. Throws
   /// std::bad_alloc (rule 2). For a small payload append_copy() is cheaper, in time and in memory.
   void append(std::string&& payload);
   void append(std::vector<std::byte>&& payload);
-  void append(SharedBytes&& payload);
-  void append(const SharedBytes& payload);
+  void append(BlockPool& pool, SharedBytes&& payload);
+  /// Appends a message that has been waiting elsewhere. Never fails.
+  void append(MessageNode* message) noexcept {
+    link(message);
+    bytes_ += message->size();
+  }
 
   /// By how much append_copy() of `size` bytes would raise charge(), at this moment. Exact; sizes
   /// that overflow answer the largest size_t.
@@ -128,6 +158,7 @@ class OutputQueue {
   template <class Payload>
   void append_holding(Payload& payload);
   void append_copy_elsewhere(BlockPool& pool, std::span<const std::byte> payload);
+  void write_through(Block* next, const MessageParts& pieces) noexcept;
 
   /// Bytes that fit behind the last ones without a new node.
   std::size_t room() const noexcept { return tail_ == nullptr ? 0 : tail_->room; }
@@ -158,7 +189,7 @@ class OutputQueue {
     if (block->destroy == nullptr) {
       pool.release(block);
     } else {
-      block->destroy(block);
+      block->destroy(block, pool);
     }
   }
 

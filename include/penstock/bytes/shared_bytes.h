@@ -44,6 +44,12 @@ class SharedBytes {
   /// Memory held by the payload, unused capacity included; 0 when empty.
   std::size_t charge() const noexcept { return payload_ ? payload_->charge : 0; }
 
+  ///@{
+  /// What charge() of such a payload will be, once it has been taken over.
+  static std::size_t charge_of(const std::string& payload) noexcept;
+  static std::size_t charge_of(const std::vector<std::byte>& payload) noexcept;
+  ///@}
+
   /// Charges the payload to `budget`, once in its life however many queues hold it; it is released
   /// with the payload. False: it does not fit. Thread-safe.
   [[nodiscard]] bool charge_once(const CountedPtr<MemoryBudget>& budget) const noexcept {

@@ -42,6 +42,9 @@ struct ConnectionCallbacks {
   /// Output has fallen to the low-water mark after on_high_water, or has gone after a try_send that
   /// answered `full`.
   Callback<> on_low_water{};
+  /// No input has come for heartbeat_interval: time to send a ping, or whatever makes the peer
+  /// answer.
+  Callback<> on_heartbeat{};
   /// The connection has ended: exactly once, and nothing after it.
   Callback<const CloseReport&> on_close{};
 };

@@ -66,6 +66,14 @@ class CallbackSetters {
                   "of a connection belongs in emplace_context()");
     callbacks().on_low_water = std::move(function);
   }
+  /// Sets ConnectionCallbacks::on_heartbeat; ConnectionLimits::heartbeat_interval says when.
+  template <class Function>
+  void on_heartbeat(Function function) {
+    static_assert(std::is_invocable_v<const Function&, TcpConnection&>,
+                  "on_heartbeat takes (TcpConnection&) and must not be mutable: state "
+                  "of a connection belongs in emplace_context()");
+    callbacks().on_heartbeat = std::move(function);
+  }
   /// Sets ConnectionCallbacks::on_close.
   template <class Function>
   void on_close(Function function) {
@@ -79,6 +87,9 @@ class CallbackSetters {
  protected:
   CallbackSetters() : callbacks_(std::make_unique<ConnectionCallbacks>()) {}
   ~CallbackSetters() = default;
+
+  /// Whether on_message reads frames: it says how long a message may be.
+  bool reads_frames() const noexcept { return callbacks_ && callbacks_->message_max > 0; }
 
   /// What has been set, with these limits. The first call makes it; no setter may be used from then
   /// on.

@@ -32,10 +32,12 @@ enum class TimeoutKind : std::uint8_t {
   write_stall,     ///< Output was pending and the peer took none of it.
   half_close,      ///< One side had finished and nothing moved any more.
   unacknowledged,  ///< The kernel gave up on the peer (keep-alive, TCP_USER_TIMEOUT).
+  first_message,   ///< No first message came.
+  slow_message,    ///< A message had begun and took too long, or came too slowly.
+  heartbeat,       ///< Nothing came in answer to heartbeats.
 };
 /// How many kinds there are.
-inline constexpr std::size_t kTimeoutKinds =
-    static_cast<std::size_t>(TimeoutKind::unacknowledged) + 1;
+inline constexpr std::size_t kTimeoutKinds = static_cast<std::size_t>(TimeoutKind::heartbeat) + 1;
 
 /// How connections ended: how many for each reason, and of the time-outs how many of each kind.
 struct EndCounts {
@@ -74,7 +76,9 @@ struct CloseReport {
   std::uint64_t bytes_sent = 0;       ///< Taken by the kernel.
   std::uint64_t bytes_discarded = 0;  ///< Accepted for sending, and dropped.
   std::uint64_t input_discarded = 0;  ///< Received, and never consumed by the message callback.
-  Duration duration{};                ///< From its start to its end.
+  /// Messages that the SlowConsumer policy has dropped or refused. Not in bytes_discarded.
+  std::uint64_t messages_dropped = 0;
+  Duration duration{};  ///< From its start to its end.
 };
 
 }  // namespace penstock

@@ -12,7 +12,10 @@
 //   2. What is accepted leaves in order, whole, once, or is reported in on_close as discarded.
 //   3. Whether to read is recomputed from state: not while the user has paused, nor while output is
 //      above the high-water mark. The water-mark callbacks only notify.
-//   4. on_close comes exactly once, in the notify step of a turn, and is the last.
+//   4. A message (send_message) is sent whole or not at all: until it is its turn it can be dropped,
+//      replaced or overtaken, as the policy and its lane say, and is counted. Everything else leaves
+//      in order with the messages of the normal lane, and is never dropped.
+//   5. on_close comes exactly once, in the notify step of a turn, and is the last.
 #pragma once
 
 #include <netinet/tcp.h>
@@ -35,6 +38,7 @@
 #include "penstock/base/result.h"
 #include "penstock/base/slot_table.h"
 #include "penstock/bytes/input_buffer.h"
+#include "penstock/bytes/message_queue.h"
 #include "penstock/bytes/output_queue.h"
 #include "penstock/bytes/shared_bytes.h"
 #include "penstock/io/io_backend.h"
@@ -49,6 +53,8 @@ namespace penstock {
 class ConnectionTable;
 class TcpConnection;
 struct Behaviour;
+struct GroupMember;
+struct GroupsTag;
 struct ConnectionCallbacks;
 struct ConnectionLimits;
 
@@ -59,8 +65,9 @@ using BehaviourPtr = CountedPtr<const Behaviour>;
 enum class SendOutcome : std::uint8_t {
   accepted,                   ///< It will leave, in order.
   accepted_above_high_water,  ///< The same; but output is above the high-water mark: wait for on_low_water.
-  full,    ///< Refused over the hard cap or the memory budget; nothing has been taken.
-  closed,  ///< Refused: this side has finished, or the connection has ended.
+  full,     ///< Refused over the hard cap or the memory budget; nothing has been taken.
+  dropped,  ///< Of send_message: dropped, and counted, as the SlowConsumer policy says.
+  closed,   ///< Refused: this side has finished, or the connection has ended.
 };
 
 /// Who made a connection and wants to know when it is gone (a server does). Outlives the
@@ -100,6 +107,9 @@ class TcpConnection final : private StreamHandler,
   void send(std::vector<std::byte>&& payload);
   void send(SharedBytes payload);
 
+  /// Sends the pieces one behind the other, as one: all of them are accepted, or nothing is.
+  void send(const MessageParts& message);
+
   /// Like send, but a refusal is answered and the payload left as it was. After `full` on_low_water
   /// tells when output has drained; if nothing is queued, the payload is larger than output_max (it
   /// will never fit) or the loops' memory budget is exhausted (try again by a timer).
@@ -111,13 +121,28 @@ class TcpConnection final : private StreamHandler,
   [[nodiscard]] SendOutcome try_send(std::string&& payload);
   [[nodiscard]] SendOutcome try_send(std::vector<std::byte>&& payload);
   [[nodiscard]] SendOutcome try_send(SharedBytes payload);
+  [[nodiscard]] SendOutcome try_send(const MessageParts& message);
+
+  /// Sends a whole message that need not arrive if the peer does not keep up. While the kernel takes
+  /// output it is as try_send(SharedBytes); what cannot leave at once waits in lanes, as one, subject
+  /// to the SlowConsumer policy. Every other send on the connection counts as a message in the normal
+  /// lane that is never dropped. Under `disconnect`, a message that finds no room ends the connection
+  /// and is answered with `closed`. Runs no user code and, but for the connection's end, answers
+  /// everything: dropped and refused messages are counted in the report.
+  [[nodiscard]] SendOutcome send_message(SharedBytes message, const MessageOptions& options = {});
+
+  /// Another policy than ConnectionLimits says, from the next send_message() on. `backlog_max` as
+  /// there.
+  void set_slow_consumer(SlowConsumer policy, std::size_t backlog_max);
+  /// Messages dropped or refused so far.
+  std::uint64_t messages_dropped() const noexcept { return messages_dropped_; }
 
   /// Whether a send would be accepted at all: neither side has ended it, and finish() has not been
   /// called.
   bool can_send() const noexcept;
 
   /// Bytes accepted and not yet taken by the kernel.
-  std::size_t queued_bytes() const noexcept { return output_.bytes(); }
+  std::size_t queued_bytes() const noexcept { return output_.bytes() + backlog_bytes(); }
 
   // -- Ending. All idempotent, in any order; none runs user code. --
 
@@ -250,6 +275,8 @@ class TcpConnection final : private StreamHandler,
   SlotId id() const noexcept { return id_; }
   /// Who wants to know when it is gone; may be nullptr.
   ConnectionOwner* owner() const noexcept { return owner_; }
+  /// Remembers a place in a ConnectionGroup, to give it up when the connection ends.
+  void join(GroupMember& place) noexcept;
   /// How it ended; valid once it has.
   CloseReason close_reason() const noexcept { return reason_; }
   /// Which limit ended it; valid once it has.
@@ -301,8 +328,27 @@ class TcpConnection final : private StreamHandler,
   SendOutcome enqueue(std::size_t charge, std::size_t owned, Append append);
   template <class Payload>
   SendOutcome try_send_owned(Payload& payload);
-  SendOutcome send_at_once(std::span<const std::byte> payload);
+  SendOutcome try_send_parts(MessageParts message);
+  SendOutcome send_at_once(MessageParts message);
   SendOutcome accepted();
+  SendOutcome above_or_below() const noexcept;
+
+  // Messages that wait
+  struct Backlog;
+  Backlog& backlog();
+  bool has_backlog() const noexcept { return backlog_ != nullptr && !backlog_is_empty(); }
+  bool backlog_is_empty() const noexcept;
+  std::size_t backlog_bytes() const noexcept;
+  std::size_t backlog_charge() const noexcept;
+  template <class Payload>
+  SendOutcome wait_in_line(Payload& payload);
+  SendOutcome join_backlog(SharedBytes&& message, MessageOptions options);
+  SendOutcome refuse_message(SlowConsumer policy, Lane lane);
+  bool make_room(std::size_t charge, SlowConsumer policy);
+  bool charge_shared(const SharedBytes& payload) noexcept;
+  void count_dropped(std::uint64_t messages) noexcept;
+  void stage_backlog() noexcept;
+  void discard_backlog() noexcept;
   template <class TrySend>
   void send_or_end(TrySend try_it);
   void pump();
@@ -321,6 +367,7 @@ class TcpConnection final : private StreamHandler,
   void offer_input();
   bool settle_input() noexcept;
   void drop_input() noexcept;
+  void note_messages(std::size_t offered);
   void end_input();
   void update_flow();
   void apply_reading();
@@ -349,7 +396,13 @@ class TcpConnection final : private StreamHandler,
   void on_timer();
   void arm_timer();
   TimePoint next_limit() const noexcept;
+  TimePoint silence_limit() const noexcept;
+  TimePoint first_message_limit() const noexcept;
+  TimePoint message_limit() const noexcept;
+  TimePoint heartbeat_limit() const noexcept;
   void enforce_limit(TimePoint now);
+  void enforce_silence(TimePoint now);
+  void beat(TimePoint now);
   void enforce_write_stall(TimePoint now);
   void enforce_broken_pause(TimePoint now);
   bool peer_takes_output();
@@ -368,6 +421,8 @@ class TcpConnection final : private StreamHandler,
   std::uint64_t bytes_received_ = 0;
   std::uint64_t bytes_sent_ = 0;
   TimePoint last_activity_;  // of the peer, or of the kernel taking output
+  TimePoint last_received_;  // of the peer alone
+  std::unique_ptr<Backlog> backlog_;
   SlotId id_;
   std::uint16_t pauses_ = 0;
   std::uint16_t holds_ = 0;
@@ -392,7 +447,8 @@ class TcpConnection final : private StreamHandler,
   bool input_full_ = false;           // as much is kept as may be
   bool offer_input_ = false;          // kept input is to be offered again
   bool write_complete_due_ = false;
-  bool reported_ = false;  // on_close has run, or is running
+  bool first_message_came_ = false;  // some input has been consumed
+  bool reported_ = false;            // on_close has run, or is running
 
   // Cold.
   CloseReason reason_ = CloseReason::local;
@@ -405,6 +461,11 @@ class TcpConnection final : private StreamHandler,
   std::uint64_t input_discarded_ = 0;
   std::size_t input_charged_ = 0;  // of input_'s memory, to the loop's budget
   std::uint64_t drained_ = 0;
+  std::uint64_t messages_dropped_ = 0;
+  unsigned heartbeats_unanswered_ = 0;
+  TimePoint listening_since_;         // for a first message
+  TimePoint message_since_ = kNever;  // a message has begun; kNever: none is incomplete
+  TimePoint last_heartbeat_;
   TimePoint stall_since_ = kNever;  // kNever: output is not pending
   TimePoint stall_sampled_at_ = kNever;
   TimePoint broken_at_ = kNever;
@@ -414,6 +475,7 @@ class TcpConnection final : private StreamHandler,
   Timer timer_;
   BehaviourPtr next_behaviour_;
   std::unique_ptr<Context> context_;
+  IntrusiveList<GroupMember, GroupsTag> groups_;
   struct Detachment;
   std::unique_ptr<Detachment> detachment_;  // from detach() on
   ConnectionOwner* owner_;

@@ -13,12 +13,14 @@
 #include <vector>
 
 #include "penstock/base/slot_table.h"
+#include "penstock/bytes/message_queue.h"
 #include "penstock/bytes/shared_bytes.h"
 #include "penstock/loop/mailbox.h"
 
 namespace penstock {
 
 class TcpConnection;
+struct BroadcastResult;
 
 /// Thread-safe in all its methods; a value of 16 bytes. `posted` means that the operation is under
 /// way, not that the connection is still there: what comes too late is dropped and counted
@@ -42,6 +44,9 @@ class ConnectionHandle {
   PostResult send(std::string_view payload) const;
   PostResult send(std::span<const std::byte> payload) const;
   PostResult send(const char* text) const { return send(std::string_view(text)); }
+  /// Sends as TcpConnection::send_message does; what it answers there is only counted here. For many
+  /// connections at once see ConnectionGroup.
+  PostResult send_message(SharedBytes message, const MessageOptions& options = {}) const;
 
   ///@{
   /// As the method of TcpConnection of that name. Never refused as full.
@@ -60,12 +65,14 @@ class ConnectionHandle {
 
  private:
   friend class TcpConnection;
+  friend BroadcastResult broadcast(std::span<const ConnectionHandle> connections,
+                                   SharedBytes message, const MessageOptions& options);
   friend struct std::hash<ConnectionHandle>;
   ConnectionHandle(LoopId loop, SlotId connection) noexcept
       : loop_(loop), connection_(connection) {}
 
-  template <class Payload>
-  PostResult post_payload(Payload& payload) const;
+  template <class Payload, class Send>
+  PostResult post_payload(Payload& payload, Send send) const;
   PostResult post_charged(std::move_only_function<void(TcpConnection&)> visit,
                           std::size_t charge) const;
 

@@ -14,10 +14,12 @@ namespace penstock {
 
 /// Counters of a loop's connections since its start.
 struct ConnectionStatistics {
-  std::uint64_t opened = 0;          ///< Sockets taken over.
-  std::uint64_t closed = 0;          ///< Ended, reported and destroyed.
-  std::uint64_t refused = 0;         ///< Could not be registered with the kernel.
-  std::uint64_t stale_drops = 0;     ///< Operations through handles whose connection was gone.
+  std::uint64_t opened = 0;       ///< Sockets taken over.
+  std::uint64_t closed = 0;       ///< Ended, reported and destroyed.
+  std::uint64_t refused = 0;      ///< Could not be registered with the kernel.
+  std::uint64_t stale_drops = 0;  ///< Operations through handles whose connection was gone.
+  /// Messages that SlowConsumer policies have dropped or refused.
+  std::uint64_t messages_dropped = 0;
   std::uint64_t bytes_received = 0;  ///< Of all connections, those that live included.
   std::uint64_t bytes_sent = 0;      ///< Likewise.
   EndCounts ends{};                  ///< Of those that have ended.
