@@ -26,6 +26,7 @@
 #include "penstock/base/assert.h"
 #include "penstock/base/result.h"
 #include "penstock/bytes/input_buffer.h"
+#include "penstock/bytes/output_queue.h"
 #include "penstock/bytes/shared_bytes.h"
 
 namespace penstock {
@@ -108,6 +109,8 @@ class EncodedFrame {
   std::span<const std::byte> body() const noexcept { return body_; }
   /// What goes behind the body; valid as long as this object.
   std::span<const std::byte> tail() const noexcept { return tail_.bytes(); }
+  /// All of it, for TcpConnection::send() and try_send(); valid as long as this object and the body.
+  MessageParts parts() const noexcept { return {.head = head(), .body = body(), .tail = tail()}; }
   /// Bytes on the wire.
   std::size_t size() const noexcept { return head().size() + body().size() + tail().size(); }
 

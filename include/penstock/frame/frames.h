@@ -71,7 +71,7 @@ template <FrameCodec Codec>
                                       const typename Codec::Frame& frame) {
   const std::expected<EncodedFrame, FrameError> encoded = codec.encode(frame);
   if (!encoded) return std::unexpected(make_error_code(encoded.error()));
-  peer.send(encoded->to_string());
+  peer.send(encoded->parts());
   return {};
 }
 
@@ -82,7 +82,7 @@ template <FrameCodec Codec>
                                                  const typename Codec::Frame& frame) {
   const std::expected<EncodedFrame, FrameError> encoded = codec.encode(frame);
   if (!encoded) return std::unexpected(make_error_code(encoded.error()));
-  return peer.try_send(encoded->to_string());
+  return peer.try_send(encoded->parts());
 }
 
 }  // namespace penstock
