@@ -10,8 +10,8 @@ namespace {
 using namespace penstock;
 
 LengthFieldOptions choose_options(fuzz::Choices& choices) {
-  constexpr std::array kFields = {LengthField::varint, LengthField::u8, LengthField::u16,
-                                  LengthField::u32, LengthField::u64};
+  constexpr std::array kFields = {LengthField::varint, LengthField::u8,  LengthField::u16,
+                                  LengthField::u32,    LengthField::u64, LengthField::u24};
   constexpr std::array kCounts = {LengthCounts::rest, LengthCounts::body, LengthCounts::whole};
   constexpr std::array kChecksums = {Checksum::none, Checksum::crc32, Checksum::crc32c};
   constexpr std::array kPlaces = {ChecksumPlace::header, ChecksumPlace::trailer,

@@ -39,8 +39,8 @@ std::string number(std::uint64_t value, std::size_t width) {
   return text;
 }
 std::size_t width_of(LengthField field) { return static_cast<std::size_t>(field); }
-constexpr LengthField kFixed[] = {LengthField::u8, LengthField::u16, LengthField::u32,
-                                  LengthField::u64};
+constexpr LengthField kFixed[] = {LengthField::u8, LengthField::u16, LengthField::u24,
+                                  LengthField::u32, LengthField::u64};
 
 // -- The layouts of other frameworks' documentation --
 
@@ -62,7 +62,6 @@ TEST(LengthFieldCodecTest, TheLengthCountsTheWholeFrame) {
 TEST(LengthFieldCodecTest, TheLengthStandsInTheMiddleOfTheHeader) {
   const LengthFieldCodec behind({.field = LengthField::u32, .before = 2});
   EXPECT_EQ(text_of(decode(behind, "\xCA\xFE\0\0\0\5HELLO"s).frame.body), "HELLO");
-  // Three bytes of length could be told by a header byte and a u16; the rest of the header follows.
   const LengthFieldCodec middle(
       {.field = LengthField::u16, .before = 1, .behind = 1, .counts = LengthCounts::body});
   const auto found = decode(middle, "\xCA\0\5\xFEHELLO"sv);
@@ -108,7 +107,8 @@ TEST(LengthFieldCodecTest, ALengthOfNothingIsAnEmptyFrame) {
 
 // F5, F6: judged by the header alone.
 TEST(LengthFieldCodecTest, TheLongestFrameIsTakenAndOneMoreIsRefusedByItsHeader) {
-  for (const LengthField field : {LengthField::u16, LengthField::u32, LengthField::u64}) {
+  for (const LengthField field :
+       {LengthField::u16, LengthField::u24, LengthField::u32, LengthField::u64}) {
     for (const LengthCounts counts :
          {LengthCounts::rest, LengthCounts::body, LengthCounts::whole}) {
       const std::size_t width = width_of(field);

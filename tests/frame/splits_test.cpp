@@ -149,6 +149,7 @@ std::vector<Kind> kinds() {
   const LengthFieldCodec u8({.field = LengthField::u8, .frame_max = 16});
   const LengthFieldCodec u16_le(
       {.field = LengthField::u16, .byte_order = std::endian::little, .frame_max = 100});
+  const LengthFieldCodec u24({.field = LengthField::u24});
   const LengthFieldCodec u32;
   const LengthFieldCodec u64({.field = LengthField::u64});
   const LengthFieldCodec varint({.field = LengthField::varint});
@@ -191,6 +192,7 @@ std::vector<Kind> kinds() {
            "[\xF|xxxxxxxxxxxxxxx]too_long@16"),
       kind("LengthU16LittleEndian", u16_le, "\3\0abc\0\0\1\0d\x63\0"s,
            "[\3\0|abc][\0\0|][\1\0|d]too_long@10"s),
+      kind("LengthU24", u24, "\0\0\2hi\0\0\0\x10\0\1\0"s, "[\0\0\2|hi][\0\0\0|]too_long@8"s),
       kind("LengthU32", u32, "\0\0\0\2hi\0\0\0\0\0\0\0"s, "[\0\0\0\2|hi][\0\0\0\0|]"s),
       kind("LengthU32TooLong", u32, "\0\0\0\1x\x80\0\0\0abcd"s, "[\0\0\0\1|x]too_long@5"s),
       kind("LengthU64", u64, "\0\0\0\0\0\0\0\1x\x80\0\0\0\0\0\0\0yz"s,

@@ -29,6 +29,7 @@ enum class LengthField : std::uint8_t {
   varint = 0,  ///< Seven bits a byte, the lowest first, as in Protocol Buffers: 1 to 10 bytes.
   u8 = 1,      ///< One byte.
   u16 = 2,     ///< Two bytes.
+  u24 = 3,     ///< Three bytes.
   u32 = 4,     ///< Four bytes.
   u64 = 8,     ///< Eight bytes.
 };
