@@ -17,6 +17,7 @@
 #include "penstock/frame/delimiter_codec.h"
 #include "penstock/frame/length_field_codec.h"
 #include "penstock/frame/packet_codec.h"
+#include "support/captured_log.h"
 #include "support/frame_feed.h"
 #include "support/serving.h"
 #include "support/traffic.h"
@@ -156,6 +157,7 @@ TEST_P(Frames, APauseThatIsTakenBackInTheHandlerChangesNothing) {
 
 // F16
 TEST_P(Frames, NoFrameFollowsAnEndInTheHandler) {
+  const CapturedLog log;  // what is thrown is logged
   struct Ending {
     std::string name;
     std::function<void(TcpConnection&)> end;
