@@ -9,6 +9,9 @@ TESTS  ?= .
 # Messages for each producer of the stress tests, where they run at length.
 MESSAGES ?= 2500000
 
+# How long make fuzz runs each fuzzer.
+FUZZ_SECONDS ?= 20
+
 INSTALL := bash tools/install_packages.sh
 SOURCES  = $(shell find $(wildcard include src tests examples bench fuzz) -type f \
              \( -name '*.h' -o -name '*.cpp' -o -name '*.c' \) 2>/dev/null)
@@ -19,7 +22,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises \
+.PHONY: help run test tsan soak fuzz clang lint format format-check bench bench-idle bench-promises \
         bench-broadcast bench-designs coverage docs install-packages clean
 
 help: ## list these targets
@@ -53,6 +56,21 @@ soak: ## run the stress tests at length (MESSAGES=2500000 for each of four produ
 	@cmake --preset debug -Wno-dev >/dev/null
 	@cmake --build build/debug -j$(JOBS) --target penstock_stress_test penstock_loop_test
 	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(CTEST) --test-dir build/debug -R '^stress\.|four_producers'
+
+fuzz: ## run each fuzzer for FUZZ_SECONDS=20, beginning with fuzz/corpus/; fails on a finding
+	@$(INSTALL) build fuzz
+	@cmake --preset fuzz -Wno-dev >/dev/null
+	@cmake --build build/fuzz -j$(JOBS)
+	@for program in build/fuzz/bin/fuzz/*_fuzz; do \
+	  name=$${program##*/}; mkdir -p "build/fuzz/corpus/$$name" "build/fuzz/findings/$$name"; \
+	  echo "$$name: $(FUZZ_SECONDS) s"; \
+	  "$$program" -max_total_time=$(FUZZ_SECONDS) -max_len=2048 -timeout=10 -print_final_stats=1 \
+	    -artifact_prefix="build/fuzz/findings/$$name/" "build/fuzz/corpus/$$name" "fuzz/corpus/$$name" \
+	    >"build/fuzz/$$name.log" 2>&1 \
+	    || { tail -n 40 "build/fuzz/$$name.log"; \
+	         echo "Once more: $$program build/fuzz/findings/$$name/FILE"; exit 1; }; \
+	  grep -E 'exec_per_sec|number_of_executed' "build/fuzz/$$name.log"; \
+	done
 
 clang: ## build with clang-19, run every test
 	@$(INSTALL) build test clang
@@ -111,7 +129,7 @@ docs: ## write the API reference, build/docs/html/index.html; fails on what is u
 	@echo "Wrote build/docs/html/index.html"
 
 install-packages: ## install the Debian packages that all of the above need
-	@$(INSTALL) build test clang lint bench coverage docs
+	@$(INSTALL) build test clang fuzz lint bench coverage docs
 
 clean: ## remove build/
 	rm -rf build

@@ -7,6 +7,13 @@ if(NOT PENSTOCK_URING_INCLUDE OR NOT PENSTOCK_URING_LIBRARY)
   message(FATAL_ERROR "liburing was not found: apt-get install liburing-dev")
 endif()
 
+# Checksums of frames, by whatever instructions the processor has. Debian ships it shared only.
+find_path(PENSTOCK_ISAL_INCLUDE isa-l/crc.h)
+find_library(PENSTOCK_ISAL_LIBRARY isal)
+if(NOT PENSTOCK_ISAL_INCLUDE OR NOT PENSTOCK_ISAL_LIBRARY)
+  message(FATAL_ERROR "ISA-L was not found: apt-get install libisal-dev")
+endif()
+
 file(GLOB penstock_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/src/*/*.cpp)
 set(penstock_sim_sources ${penstock_sources})
 list(FILTER penstock_sources EXCLUDE REGEX "/src/(sim|app)/[^/]*$")
@@ -33,7 +40,7 @@ target_compile_features(penstock PUBLIC cxx_std_23)
 target_include_directories(penstock
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
   PRIVATE ${PROJECT_SOURCE_DIR}/src)
-target_link_libraries(penstock PUBLIC Threads::Threads PRIVATE uring)
+target_link_libraries(penstock PUBLIC Threads::Threads PRIVATE uring isal)
 set_target_properties(penstock PROPERTIES EXPORT_NAME static)
 penstock_compile_options(penstock)
 
@@ -43,7 +50,7 @@ if(PENSTOCK_SHARED)
   target_compile_features(penstock_shared PUBLIC cxx_std_23)
   target_include_directories(penstock_shared PUBLIC
     $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
-  target_link_libraries(penstock_shared PUBLIC Threads::Threads PRIVATE uring)
+  target_link_libraries(penstock_shared PUBLIC Threads::Threads PRIVATE uring isal)
   penstock_compile_options(penstock_shared)
   target_link_options(penstock_shared PRIVATE -Wl,--as-needed)
   if(NOT PENSTOCK_SANITIZE)

@@ -160,7 +160,7 @@ class Checker:
         """What is wrong with including `name` from a file in `place`, or None."""
         if place not in ("app", "examples") and FOREIGN.match(name):
             return (f"<{name}> is for apps and tests; the library depends on the C++ standard "
-                    f"library and liburing only.")
+                    f"library, liburing and ISA-L only.")
         target = self.target_of(path, name, quoted)
         if target is None:
             return None

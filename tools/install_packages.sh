@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Installs the Debian 12 packages that a group of tasks needs; does nothing, quickly, when they are
-# all there. Usage: tools/install_packages.sh build|test|clang|lint|bench|coverage|docs ...
+# all there. Usage: tools/install_packages.sh build|test|clang|fuzz|lint|bench|coverage|docs ...
 set -euo pipefail
 
 packages_of() {
   case "$1" in
     build) echo g++ cmake ninja-build ccache libcli11-dev libfmt-dev libspdlog-dev liburing-dev \
-                netcat-openbsd ;;
+                libisal-dev netcat-openbsd ;;
     test) echo binutils python3 libgtest-dev libgmock-dev librapidcheck-dev pkgconf util-linux ;;
-    clang) echo clang-19 libclang-rt-19-dev ;;
+    clang | fuzz) echo clang-19 libclang-rt-19-dev ;;
     lint) echo clang-format-19 clang-tidy-19 python3 ;;
     bench) echo python3 python3-matplotlib libevent-dev libuv1-dev libasio-dev ;;
     coverage) echo gcovr ;;
@@ -17,7 +17,7 @@ packages_of() {
   esac
 }
 
-usage="usage: $0 build|test|clang|lint|bench|coverage|docs ..."
+usage="usage: $0 build|test|clang|fuzz|lint|bench|coverage|docs ..."
 if [ $# -eq 0 ]; then
   echo "$usage" >&2
   exit 2

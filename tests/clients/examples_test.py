@@ -4,10 +4,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
 import unittest
+import zlib
 
 import support
 
@@ -49,6 +51,16 @@ def connect(address):
     client.settimeout(support.LATE)
     client.connect(address)
     return client
+
+
+def packet(code, body=b"", length=None, checksum=None):
+    """A packet of the packet server: its header by struct, its checksum by zlib."""
+    return struct.pack(">HHI", 8 + len(body) if length is None else length, code,
+                       zlib.crc32(body) if checksum is None else checksum) + body
+
+
+def credentials(name, password):
+    return bytes([len(name)]) + name + bytes([len(password)]) + password
 
 
 def line_of(file):
@@ -153,6 +165,67 @@ class ExamplesTest(unittest.TestCase):
             for client in clients:
                 with client:
                     self.assertEqual(support.receive_to_end(client), wanted)
+            self.assertEqual(server.stop(), 0)
+
+    def test_the_packet_server_speaks_bytes_of_struct_and_zlib_however_they_are_cut(self):
+        register, login, ping, reply = 1, 2, 3, 100
+        everything = bytes(range(256))
+        largest = everything * 255 + everything[:247]  # a packet of 65,535 bytes
+        talk = [
+            (packet(register, credentials(b"ann", b"secret")), packet(reply + register, b"\0")),
+            (packet(register, credentials(b"ann", b"other")), packet(reply + register, b"\1")),
+            (packet(login, credentials(b"ann", b"wrong")), packet(reply + login, b"\1")),
+            (packet(login, credentials(b"ann", b"secret")), packet(reply + login, b"\0")),
+            (packet(login, credentials(b"ann", b"secret")), packet(reply + login, b"\2")),
+            (packet(ping), packet(reply + ping)),
+            (packet(ping, everything), packet(reply + ping, everything)),
+        ]
+        with Example("packet_server", "127.0.0.1:0") as server:
+            address = server.address()
+            for step in (1, 3, 8, 9, 10_000):
+                requests = b"".join(request for request, _ in talk)
+                wanted = b"".join(answer for _, answer in talk)
+                with connect(address) as client:
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    for at in range(0, len(requests), step):
+                        client.sendall(requests[at:at + step])
+                    client.shutdown(socket.SHUT_WR)
+                    self.assertEqual(support.receive_to_end(client), wanted, step)
+                self.assertEqual(line_of(server.process.stdout), "closed: eof\n")
+                talk[0] = (talk[0][0], packet(reply + register, b"\1"))  # the account is there by now
+            with connect(address) as client:
+                client.sendall(packet(login, credentials(b"ann", b"secret")) + packet(ping, largest) * 3)
+                self.assertTrue(support.receive_exactly(client, 9 + 3 * 65_535) ==
+                                packet(reply + login, b"\0") + packet(reply + ping, largest) * 3)
+            self.assertEqual(line_of(server.process.stdout), "closed: eof\n")
+            self.assertEqual(server.stop(), 0)
+            self.assertEqual(line_of(server.process.stdout), "register 10, login 16, ping 13, other codes 0\n")
+
+    def test_the_packet_server_closes_whoever_breaks_the_rules_and_says_why(self):
+        good = packet(1, credentials(b"bob", b"secret"))
+        cases = {
+            packet(4): "no handler for this message code",
+            packet(1, b"x", length=7): "the length of a frame is smaller than what it has to count",
+            packet(1, b"x", length=0): "the length of a frame is smaller than what it has to count",
+            packet(1, b"body", checksum=1): "the checksum of a frame is wrong",
+            packet(2, b"\3ab"): "the body of a message is not of the type that its code announces",
+            packet(2, credentials(b"ann", b"x") + b"more"): "the body of a message is not of the type that its code announces",
+            packet(3, b"before the login"): "Permission denied",
+        }
+        with Example("packet_server", "127.0.0.1:0") as server:
+            address = server.address()
+            answer = packet(101, b"\0")
+            for bad, why in cases.items():
+                with connect(address) as client:
+                    client.sendall(good + bad + good)
+                    self.assertEqual(support.receive_to_end(client), answer, "what came before is answered, nothing else")
+                self.assertEqual(line_of(server.process.stdout), f"closed: protocol: {why}\n")
+                answer = packet(101, b"\1")  # the account is there by now
+            with connect(address) as client:
+                client.sendall(good[:-1])
+                client.shutdown(socket.SHUT_WR)
+                self.assertEqual(support.receive_to_end(client), b"")
+            self.assertEqual(line_of(server.process.stdout), "closed: truncated\n")
             self.assertEqual(server.stop(), 0)
 
     def test_the_client_sends_lines_prints_answers_and_connects_again(self):

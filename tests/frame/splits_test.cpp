@@ -1,0 +1,327 @@
+// Where the bytes of a stream are cut changes nothing (F1): the same frames, the same error at the
+// same offset. In three ways: every split of short streams, one by one, through an input buffer;
+// every split of longer ones, by following all states that a reader can be in; random splits of
+// long ones.
+//
+// The first way takes at most 13 bytes of a stream (4,096 splits). PENSTOCK_TEST_SPLIT_BYTES=24 raises
+// that to all of most streams (8,388,608 splits of 24 bytes): seconds for all kinds in an optimised
+// build, many minutes in one with sanitizers.
+
+#include <gtest/gtest.h>
+#include <rapidcheck.h>
+
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <ostream>
+#include <set>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "penstock/frame/delimiter_codec.h"
+#include "penstock/frame/fixed_size_codec.h"
+#include "penstock/frame/length_field_codec.h"
+#include "penstock/frame/packet_codec.h"
+#include "support/frame_feed.h"
+
+namespace penstock::test {
+namespace {
+
+using namespace std::string_literals;
+
+std::size_t split_bytes() {
+  const char* wanted = std::getenv("PENSTOCK_TEST_SPLIT_BYTES");
+  return wanted == nullptr ? 13 : std::strtoul(wanted, nullptr, 10);
+}
+
+/// One stream, fed by calling `next_piece(fed so far)` for the size of each piece.
+struct Outcome {
+  FrameLog log;
+  Violation violation;
+};
+using Cutter = std::function<std::size_t(std::size_t fed)>;
+
+template <FrameCodec Codec>
+Outcome feed_cut(const Codec& codec, std::string_view stream, const Cutter& piece_at) {
+  FrameFeed<Codec> feed(codec);
+  for (std::size_t fed = 0; fed < stream.size();) {
+    const std::size_t piece = piece_at(fed);
+    feed.feed(bytes_of(stream.substr(fed, piece)));
+    fed += piece;
+  }
+  return {feed.log(), feed.violation()};
+}
+
+/// Where a reader can be: how much has arrived, where the next frame begins, what it remembers.
+using State = std::tuple<std::size_t, std::size_t, std::size_t>;
+
+/// Follows each state that any split leads to. A codec is a function of input and progress, so this
+/// is every split, without counting them one by one. Answers what is not as in the whole.
+template <FrameCodec Codec>
+Violation follow_all_splits(const Codec& codec, std::string_view stream) {
+  const FrameLog whole = feed_whole(codec, bytes_of(stream));
+  std::map<std::size_t, FrameLog::Entry> wanted;
+  for (const FrameLog::Entry& entry : whole.frames)
+    wanted.emplace(entry.offset, entry);
+
+  std::set<State> known{State{0, 0, 0}};
+  std::vector<State> open{State{0, 0, 0}};
+  bool end_reached = false;
+  while (!open.empty()) {
+    const auto [arrived, begin, remembered] = open.back();
+    open.pop_back();
+    for (std::size_t next = arrived + 1; next <= stream.size(); ++next) {
+      std::size_t offset = begin;
+      std::size_t progress = remembered;
+      while (true) {
+        const auto decoded =
+            codec.decode(bytes_of(stream.substr(0, next)).subspan(offset), progress);
+        if (decoded.status == DecodeStatus::refused) {
+          if (whole.error != decoded.error || whole.offset() != offset) return "another refusal";
+          end_reached = true;
+          break;
+        }
+        if (decoded.status == DecodeStatus::incomplete) {
+          if (next == stream.size()) {
+            if (whole.error || whole.offset() != offset) return "not as far as in one piece";
+            end_reached = true;
+          } else if (const State state{next, offset, progress}; known.insert(state).second) {
+            open.push_back(state);
+          }
+          break;
+        }
+        const auto entry = wanted.find(offset);
+        if (entry == wanted.end()) return "a frame where there is none";
+        if (entry->second.size != decoded.size || entry->second.frame != describe(decoded.frame)) {
+          return "another frame";
+        }
+        offset += decoded.size;
+        progress = 0;
+      }
+    }
+  }
+  return end_reached || stream.empty() ? "" : "the end was never reached";
+}
+
+/// A codec and a stream for it, whatever its type.
+struct Kind {
+  std::string name;
+  std::string stream;
+  std::string wanted;  ///< The frames and the error, as text.
+  std::function<Outcome(std::string_view stream, const Cutter&)> feed;
+  std::function<Violation(std::string_view stream)> follow;
+};
+
+void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
+
+template <FrameCodec Codec>
+Kind kind(std::string name, const Codec& codec, std::string stream, std::string wanted) {
+  return {.name = std::move(name),
+          .stream = std::move(stream),
+          .wanted = std::move(wanted),
+          .feed = [codec](std::string_view text,
+                          const Cutter& piece) { return feed_cut(codec, text, piece); },
+          .follow = [codec](std::string_view text) { return follow_all_splits(codec, text); }};
+}
+
+std::string frames_as_text(const FrameLog& log) {
+  std::string text;
+  for (const FrameLog::Entry& entry : log.frames)
+    text += "[" + entry.frame + "]";
+  if (log.error) text += std::string(to_string(*log.error)) + "@" + std::to_string(log.offset());
+  return text;
+}
+
+/// A packet of the wire, from the codec that is tested elsewhere against another implementation.
+std::string packet(std::uint16_t code, std::string_view body) {
+  return PacketCodec().encode({.code = code, .body = bytes_of(body)})->to_string();
+}
+template <FrameCodec Codec>
+std::string sealed(const Codec& codec, std::string_view body) {
+  return codec.encode({.body = bytes_of(body)})->to_string();
+}
+
+std::vector<Kind> kinds() {
+  const LineCodec lines({.line_max = 6});
+  const DelimiterCodec tag({.delimiter = "--|", .content_max = 6});
+  const DelimiterCodec repeating({.delimiter = "aab", .content_max = 9});
+  const LengthFieldCodec u8({.field = LengthField::u8, .frame_max = 16});
+  const LengthFieldCodec u16_le(
+      {.field = LengthField::u16, .byte_order = std::endian::little, .frame_max = 100});
+  const LengthFieldCodec u24({.field = LengthField::u24});
+  const LengthFieldCodec u32;
+  const LengthFieldCodec u64({.field = LengthField::u64});
+  const LengthFieldCodec varint({.field = LengthField::varint});
+  const LengthFieldCodec whole({.field = LengthField::u16,
+                                .before = 1,
+                                .behind = 2,
+                                .counts = LengthCounts::whole,
+                                .frame_max = 64});
+  const LengthFieldCodec counted_varint(
+      {.field = LengthField::varint, .counts = LengthCounts::whole});
+  const LengthFieldCodec magic_crc({.field = LengthField::u8,
+                                    .magic = "PS",
+                                    .before = 2,
+                                    .counts = LengthCounts::body,
+                                    .checksum = Checksum::crc32c,
+                                    .checksum_place = ChecksumPlace::whole_trailer,
+                                    .frame_max = 30});
+  const PacketCodec packets({.packet_max = 40});
+  const std::string damaged = [&] {
+    std::string bytes = packet(7, "hello");
+    bytes.back() = static_cast<char>(bytes.back() ^ 1);
+    return bytes;
+  }();
+  const std::string sealed_hi = sealed(magic_crc, "hi");
+  const std::string sealed_empty = sealed(magic_crc, "");
+  return {
+      kind("Lines", lines, "ab\n\r\n\n\rc\r\r\n", "[ab][][][\rc\r]"),
+      kind("LinesOfAllEnds", lines, "123456\n123456\r\n\n1\r2\nabc", "[123456][123456][][1\r2]"),
+      kind("LineTooLong", lines, "ok\n1234567\n", "[ok]too_long@3"),
+      kind("LineTooLongWithoutAnEnd", lines, "\n12345\r7890", "[]too_long@1"),
+      kind("LineTooLongByItsReturn", lines, "12345\r\r\r\n1", "too_long@0"),
+      kind("Delimited", tag, "a--|--|b-|", "[a][]"),
+      kind("DelimitedLonger", tag, "---|-|--|abcdef--|12--|--|", "[-][-|][abcdef][12][]"),
+      kind("DelimitedTooLong", tag, "a--|1234567--|", "[a]too_long@4"),
+      kind("DelimitedByARepetition", repeating, "aaabaabxaaaab", "[a][][xaa]"),
+      kind("FixedSize", FixedSizeCodec(3), "abcdefghijk", "[abc][def][ghi]"),
+      kind("FixedSizeOne", FixedSizeCodec(1), "abc", "[a][b][c]"),
+      kind("LengthU8", u8, "\2ab\0\1c\4def"s, "[\2|ab][\0|][\1|c]"s),
+      kind("LengthU8AtItsLimit", u8, "\xF" + std::string(15, 'x') + "\x10",
+           "[\xF|xxxxxxxxxxxxxxx]too_long@16"),
+      kind("LengthU16LittleEndian", u16_le, "\3\0abc\0\0\1\0d\x63\0"s,
+           "[\3\0|abc][\0\0|][\1\0|d]too_long@10"s),
+      kind("LengthU24", u24, "\0\0\2hi\0\0\0\x10\0\1\0"s, "[\0\0\2|hi][\0\0\0|]too_long@8"s),
+      kind("LengthU32", u32, "\0\0\0\2hi\0\0\0\0\0\0\0"s, "[\0\0\0\2|hi][\0\0\0\0|]"s),
+      kind("LengthU32TooLong", u32, "\0\0\0\1x\x80\0\0\0abcd"s, "[\0\0\0\1|x]too_long@5"s),
+      kind("LengthU64", u64, "\0\0\0\0\0\0\0\1x\x80\0\0\0\0\0\0\0yz"s,
+           "[\0\0\0\0\0\0\0\1|x]too_long@9"s),
+      kind("LengthVarint", varint, "\2ab\0\1c"s, "[\2|ab][\0|][\1|c]"s),
+      kind("LengthVarintOverlong", varint, "\1a\x80\0bcd"s, "[\1|a]bad_varint@2"s),
+      kind("LengthVarintTooLarge", varint, "\1a\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\1"s,
+           "[\1|a]too_long@2"s),
+      kind("LengthVarintOfElevenBytes", varint, "\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF\1"s,
+           "bad_varint@0"s),
+      kind("LengthOfTheWhole", whole, "v\0\5fgv\0\7fghi"s, "[v\0\5fg|][v\0\7fg|hi]"s),
+      kind("LengthOfTheWholeTooSmall", whole, "v\0\5fgv\0\4fghi"s, "[v\0\5fg|]bad_length@5"s),
+      kind("LengthVarintOfTheWhole", counted_varint, "\1\3ab\0x"s, "[\1|][\3|ab]bad_length@4"s),
+      kind("MagicAndChecksum", magic_crc, sealed_hi, "[PS\2|hi]"),
+      kind("MagicAndChecksumTwice", magic_crc, sealed_hi + sealed_empty + "PS",
+           "[PS\2|hi][PS\0|]"s),
+      kind("MagicWrong", magic_crc, sealed_empty + "PXYZ", "[PS\0|]bad_magic@7"s),
+      kind("ChecksumWrong", magic_crc, sealed_empty + "PS\1xabcd"s, "[PS\0|]bad_checksum@7"s),
+      kind("Packet", packets, packet(7, "hello"), "[7|hello]"),
+      kind("Packets", packets, packet(7, "hello") + packet(65535, "abc"), "[7|hello][65535|abc]"),
+      kind("PacketDamaged", packets, damaged, "bad_checksum@0"),
+      kind("PacketTooShort", packets, packet(1, "x") + "\0\7"s, "[1|x]bad_length@9"),
+      kind("PacketTooLong", packets, packet(1, "x") + "\0\x29\0"s, "[1|x]too_long@9"),
+  };
+}
+
+class Splits : public testing::TestWithParam<Kind> {};
+
+TEST_P(Splits, OneWholePieceGivesWhatTheStreamHolds) {
+  const Kind& kind = GetParam();
+  const Outcome whole = kind.feed(kind.stream, [&](std::size_t) { return kind.stream.size(); });
+  EXPECT_EQ(whole.violation, "");
+  EXPECT_EQ(frames_as_text(whole.log), kind.wanted);
+}
+
+// F1
+TEST_P(Splits, EverySplitGivesTheSameFramesAndTheSameErrorAtTheSameOffset) {
+  const Kind& kind = GetParam();
+  const std::string stream = kind.stream.substr(0, split_bytes());
+  ASSERT_LE(stream.size(), 26u);
+  const Outcome whole = kind.feed(stream, [&](std::size_t) { return stream.size(); });
+  const std::size_t splits = std::size_t{1} << (stream.size() - 1);
+  for (std::size_t split = 0; split < splits; ++split) {
+    // Bit i cuts behind byte i.
+    const Outcome cut = kind.feed(stream, [&](std::size_t fed) {
+      std::size_t piece = 1;
+      while (fed + piece < stream.size() && (split >> (fed + piece - 1) & 1) == 0)
+        ++piece;
+      return piece;
+    });
+    ASSERT_EQ(cut.violation, "") << "split " << split;
+    ASSERT_EQ(cut.log, whole.log) << "split " << split << ": " << frames_as_text(cut.log);
+  }
+}
+
+// F1
+TEST_P(Splits, EveryStateThatASplitLeadsToGoesOnAsTheWhole) {
+  const Kind& kind = GetParam();
+  EXPECT_EQ(kind.follow(kind.stream), "");
+  std::string again;
+  for (int i = 0; i < 6; ++i)
+    again += kind.stream;
+  EXPECT_EQ(kind.follow(again), "");
+}
+
+// F1, S7: damaged streams too. Whatever comes, a split changes nothing.
+TEST_P(Splits, EveryStateOfADamagedStreamGoesOnAsTheWhole) {
+  const Kind& kind = GetParam();
+  for (std::size_t at = 0; at < kind.stream.size(); ++at) {
+    for (const int change : {0x01, 0x02, 0x10, 0x80, 0xFF}) {
+      std::string damaged = kind.stream;
+      damaged[at] = static_cast<char>(damaged[at] ^ change);
+      ASSERT_EQ(kind.follow(damaged), "") << "byte " << at << " changed by " << change;
+    }
+    ASSERT_EQ(kind.follow(kind.stream.substr(at)), "") << "without the first " << at;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Splits, testing::ValuesIn(kinds()),
+                         [](const auto& its) { return its.param.name; });
+
+/// Pieces of random sizes, the same for one list of numbers.
+Cutter cutter(std::size_t size, const std::vector<std::uint8_t>& sizes) {
+  return [size, &sizes, next = std::size_t{0}](std::size_t fed) mutable {
+    const std::size_t piece = sizes.empty() ? size : std::size_t{1} + sizes[next++ % sizes.size()];
+    return std::min(piece, size - fed);
+  };
+}
+
+// F1, S6, S7
+TEST(SplitsOfRandomBytes, GiveTheSameAndTakeNoMemoryBeyondWhatCame) {
+  for (const Kind& kind : kinds()) {
+    const bool same = rc::check(kind.name, [&] {
+      // Bytes of the stream itself are likelier to be understood than others.
+      const auto stream = *rc::gen::container<std::string>(rc::gen::oneOf(
+          rc::gen::elementOf(kind.stream), rc::gen::element('\0', '\1', '\n', '\r', '\xFF'),
+          rc::gen::arbitrary<char>()));
+      const auto sizes = *rc::gen::arbitrary<std::vector<std::uint8_t>>();
+      const Outcome whole = kind.feed(stream, [&](std::size_t) { return stream.size(); });
+      const Outcome cut = kind.feed(stream, cutter(stream.size(), sizes));
+      RC_ASSERT(whole.violation.empty());
+      RC_ASSERT(cut.violation.empty());
+      RC_ASSERT(cut.log == whole.log);
+      RC_ASSERT(kind.follow(stream).empty());
+    });
+    EXPECT_TRUE(same);
+  }
+}
+
+// F1
+TEST(SplitsOfLongFrames, GiveTheSame) {
+  const bool same = rc::check("packets of any length, in any pieces", [] {
+    const auto bodies = *rc::gen::container<std::vector<std::string>>(
+        rc::gen::resize(300, rc::gen::arbitrary<std::string>()));
+    std::string stream;
+    std::string wanted;
+    std::uint16_t code = 0;
+    for (const std::string& body : bodies) {
+      stream += packet(++code, body);
+      wanted += "[" + std::to_string(code) + "|" + body + "]";
+    }
+    const auto sizes = *rc::gen::arbitrary<std::vector<std::uint8_t>>();
+    const Outcome cut = feed_cut(PacketCodec(), stream, cutter(stream.size(), sizes));
+    RC_ASSERT(cut.violation.empty());
+    RC_ASSERT(frames_as_text(cut.log) == wanted);
+  });
+  EXPECT_TRUE(same);
+}
+
+}  // namespace
+}  // namespace penstock::test
