@@ -23,7 +23,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
 
 .NOTPARALLEL:
 .PHONY: help run test tsan soak fuzz clang lint format format-check bench bench-idle bench-promises \
-        bench-broadcast bench-designs coverage docs install-packages clean
+        bench-broadcast bench-designs bench-timers coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,12 @@ bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (A
 
 bench-designs: ## sending from other threads, beside the two designs taught most (ARGS)
 	$(BENCH) bench/designs.py --out build/bench --table docs/benchmarks/designs.md $(ARGS)
+
+bench-timers: ## what 100,000 idle time-outs cost per message (ARGS)
+	@$(INSTALL) build bench
+	@cmake --preset release -Wno-dev >/dev/null
+	@cmake --build build/release -j$(JOBS) --target penstock_bench_idle_timers
+	@build/release/bin/bench/idle_timers $(ARGS) | tee docs/benchmarks/timers.md
 
 coverage: ## run every test under gcov, print the lines that none reaches, write build/coverage/report/
 	@$(INSTALL) build test coverage

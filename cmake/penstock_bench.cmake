@@ -21,8 +21,9 @@ foreach(source IN LISTS bench_sources)
   target_link_libraries(penstock_bench_${name} PRIVATE Threads::Threads uring m)
 endforeach()
 
-# bench/servers/*.cpp -> bin/bench/<name>: programs that use the library.
-file(GLOB bench_servers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/bench/servers/*.cpp)
+# bench/servers/*.cpp, bench/timers/*.cpp -> bin/bench/<name>: programs that use the library.
+file(GLOB bench_servers CONFIGURE_DEPENDS
+  ${PROJECT_SOURCE_DIR}/bench/servers/*.cpp ${PROJECT_SOURCE_DIR}/bench/timers/*.cpp)
 foreach(source IN LISTS bench_servers)
   cmake_path(GET source STEM name)
   add_executable(penstock_bench_${name} ${source})
