@@ -2,8 +2,8 @@
 //
 //   build/release/bin/examples/calculator 127.0.0.1:7003     then: nc 127.0.0.1 7003
 //
-// Shown here: lines out of a stream of bytes. A line may come in any number of pieces, and many may
-// come at once; what is no whole line yet is left in the buffer, and offered again with what follows.
+// Shown here: lines out of a stream of bytes, by a codec. A line may come in any number of pieces, and
+// many may come at once. A peer that sends more without an end of line, or too slowly, is closed.
 #include <charconv>
 #include <cstdio>
 #include <optional>
@@ -32,7 +32,6 @@ std::optional<long> number(std::string_view word) {
 }
 
 std::string answer(std::string_view line) {
-  if (line.ends_with('\r')) line.remove_suffix(1);
   const auto left = number(next_word(line));
   const std::string_view operation = next_word(line);
   const auto right = number(next_word(line));
@@ -58,16 +57,10 @@ std::string answer(std::string_view line) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  penstock::ConnectionLimits limits;
-  limits.input_max =
-      1024;  // no line is longer; a peer that sends more without a line end is closed
-  penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "127.0.0.1:7003", .limits = limits});
-  server.on_message([](penstock::TcpConnection& peer, penstock::InputBuffer& in) {
-    while (const auto end = in.find('\n')) {
-      peer.send(answer(in.text().substr(0, *end)));
-      in.consume(*end + 1);
-    }
-  });
+  penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "127.0.0.1:7003"});
+  server.on_message(penstock::frames(
+      penstock::LineCodec({.line_max = 1024}),
+      [](penstock::TcpConnection& peer, std::string_view line) { peer.send(answer(line)); }));
   server.on_listening([&server] {
     std::printf("listening on %s\n", server.address().to_string().c_str());
     std::fflush(stdout);

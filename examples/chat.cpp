@@ -3,7 +3,9 @@
 //   build/release/bin/examples/chat 127.0.0.1:7001     then: nc 127.0.0.1 7001, twice
 //
 // Shown here: one payload for many connections without copying it (SharedBytes), the state of a
-// connection (emplace_context), and what to do with a reader that is too slow: not waiting for it.
+// connection (emplace_context), and what to do with a reader that is too slow: it misses old lines, and
+// nobody waits for it (SlowConsumer). Where all members get all messages, on any loops, a
+// ConnectionGroup is the room; here the speaker does not hear himself.
 #include <cstdio>
 #include <string>
 #include <unordered_set>
@@ -32,8 +34,7 @@ class Room {
   void say(const std::string& line, const penstock::TcpConnection* except = nullptr) {
     const penstock::SharedBytes shared{std::string(line)};
     for (penstock::TcpConnection* member : members_) {
-      // Whoever has not read the last 16 MiB misses lines; the others are not held up.
-      if (member != except) static_cast<void>(member->try_send(shared));
+      if (member != except) static_cast<void>(member->send_message(shared));
     }
   }
 
@@ -45,7 +46,9 @@ class Room {
 }  // namespace
 
 int main(int argc, char** argv) {
-  penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "127.0.0.1:7001"});
+  penstock::ConnectionLimits limits;
+  limits.slow_consumer = penstock::SlowConsumer::drop_oldest;
+  penstock::TcpServer server({.listen = argc > 1 ? argv[1] : "127.0.0.1:7001", .limits = limits});
   Room room;  // one loop serves everybody, so it needs no lock
   server.on_connect([&room](penstock::TcpConnection& peer) { room.join(peer); });
   server.on_message([&room](penstock::TcpConnection& peer, penstock::InputBuffer& in) {
