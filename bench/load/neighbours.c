@@ -6,7 +6,8 @@
  *
  * Phases alternate on the same connections: the quiet one alone, then beside the floods, then alone
  * again. Floods must cost less here than in the server, or it would wait for them: they send from a
- * file in memory, and of eight reads one is compared with the pattern of ../pattern.h, the others
+ * file in memory, never sleep (waking a process on another core can cost the server more than
+ * 64 KiB do), and of eight reads one is compared with the pattern of ../pattern.h, the others
  * are counted and dropped in the kernel (load.c compares every byte).
  *
  * Quiet and floods are two processes on one core, so the floods must not count as the server's
@@ -100,8 +101,7 @@ struct shared {
   _Atomic uint64_t received_bytes;
 };
 
-static struct options options = {
-    .floods = 4, .phases = 4, .seconds = 0.25, .settle_seconds = 0.1};
+static struct options options = {.floods = 4, .phases = 4, .seconds = 0.25, .settle_seconds = 0.1};
 static struct shared* shared;
 static struct flood floods[kFloodsMax];
 static unsigned char* pattern; /* the contents of pattern_file */
@@ -159,11 +159,13 @@ static struct sockaddr_in parse_address(const char* text) {
 }
 
 static void parse_options(int argument_count, char** arguments) {
-  static const struct option kOptions[] = {
-      {"to", required_argument, NULL, 't'},      {"server-process", required_argument, NULL, 'p'},
-      {"floods", required_argument, NULL, 'f'},  {"phases", required_argument, NULL, 'n'},
-      {"seconds", required_argument, NULL, 's'}, {"settle", required_argument, NULL, 'w'},
-      {NULL, 0, NULL, 0}};
+  static const struct option kOptions[] = {{"to", required_argument, NULL, 't'},
+                                           {"server-process", required_argument, NULL, 'p'},
+                                           {"floods", required_argument, NULL, 'f'},
+                                           {"phases", required_argument, NULL, 'n'},
+                                           {"seconds", required_argument, NULL, 's'},
+                                           {"settle", required_argument, NULL, 'w'},
+                                           {NULL, 0, NULL, 0}};
   int letter = 0;
   while ((letter = getopt_long(argument_count, arguments, "", kOptions, NULL)) != -1) {
     switch (letter) {
@@ -225,8 +227,8 @@ static void send_more(int epoll, struct flood* flood) {
   bool must_wait = false;
   while (!must_wait && atomic_load(&shared->order) == kFlood &&
          flood->sent_bytes - flood->received_bytes + kWriteBytes <= kUnderWayBytesMax) {
-    off_t position = (off_t)((flood->first_position + flood->sent_bytes) %
-                             PENSTOCK_BENCH_PATTERN_PERIOD_BYTES);
+    off_t position =
+        (off_t)((flood->first_position + flood->sent_bytes) % PENSTOCK_BENCH_PATTERN_PERIOD_BYTES);
     const ssize_t sent = sendfile(flood->fd, pattern_file, &position, kWriteBytes);
     if (sent < 0 && errno != EAGAIN) fail("sendfile");
     if (sent > 0) flood->sent_bytes += (uint64_t)sent;
@@ -283,7 +285,8 @@ _Noreturn static void run_floods(void) {
       if (order == kEnd) exit(0);
     }
     struct epoll_event events[kFloodsMax];
-    const int count = epoll_wait(epoll, events, kFloodsMax, kTurnMillisecondsMax);
+    const int count =
+        epoll_wait(epoll, events, kFloodsMax, order == kFlood ? 0 : kTurnMillisecondsMax);
     if (count < 0 && errno != EINTR) fail("epoll_wait");
     for (int index = 0; index < count; ++index) {
       if ((events[index].events & ~(uint32_t)EPOLLOUT) != 0) receive(events[index].data.ptr);
@@ -427,8 +430,8 @@ static int compare(const void* left, const void* right) {
 
 static void print_times(const char* name, uint64_t* times, size_t count) {
   qsort(times, count, sizeof *times, compare);
-  printf("\"%s_microseconds\": {\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ", name,
-         (double)times[count / 2] / 1e3, (double)times[count * 9 / 10] / 1e3,
+  printf("\"%s_microseconds\": {\"p50\": %.3f, \"p90\": %.3f, \"p99\": %.3f, \"max\": %.3f}, ",
+         name, (double)times[count / 2] / 1e3, (double)times[count * 9 / 10] / 1e3,
          (double)times[count * 99 / 100] / 1e3, (double)times[count - 1] / 1e3);
 }
 
