@@ -19,8 +19,8 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
              && setarch -R true 2>/dev/null && echo setarch -R)
 
 .NOTPARALLEL:
-.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises coverage \
-        docs install-packages clean
+.PHONY: help run test tsan soak clang lint format format-check bench bench-idle bench-promises bench-fairness \
+        coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers 
 
 bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
 	$(BENCH) bench/promises.py --out build/bench $(ARGS)
+
+bench-fairness: ## a quiet connection beside others that flood, the same servers (ARGS)
+	$(BENCH) bench/fairness.py --out build/bench $(ARGS)
 
 coverage: ## run every test under gcov, print the lines that none reaches, write build/coverage/report/
 	@$(INSTALL) build test coverage

@@ -247,7 +247,10 @@ void ReadinessBackend::poll(TimePoint deadline) {
   const int milliseconds = wait_milliseconds(deadline);
   // What is ready already has its turn in this poll; what becomes ready meanwhile, in the next one.
   StreamWorkList streams;
-  streams.splice_back(context_.ready);
+  while (ReadinessStream* stream = context_.ready.pop_front()) {
+    // It may have been listed before it was known to be busy.
+    (stream->busy() ? context_.busy : streams).push_back(*stream);
+  }
   IntrusiveList<Listener, ListenerWorkTag> listeners;
   listeners.splice_back(ready_listeners_);
 

@@ -81,6 +81,8 @@ class ReadinessStream final : public Stream,
   SlotId id() const noexcept { return id_; }
   StreamHandler& handler() noexcept { return handler_; }
   bool closed() const noexcept { return fd_ < 0; }
+  /// Whether it moved much when it was served last, and so waits behind the others.
+  bool busy() const noexcept { return last_moved_ > kLightBytes && context_.turn_bytes != 0; }
   /// Bytes received and sent when it was served last: what it may cost the next time.
   std::size_t last_moved() const noexcept { return last_moved_; }
   TimePoint retry_at() const noexcept { return retry_at_; }
@@ -95,7 +97,6 @@ class ReadinessStream final : public Stream,
   static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
 
   bool edge() const noexcept { return context_.trigger == Trigger::edge; }
-  bool busy() const noexcept { return last_moved_ > kLightBytes && context_.turn_bytes != 0; }
   std::uint32_t wanted_events() const noexcept;
   void update_interest();
   void leave_selector() noexcept;
