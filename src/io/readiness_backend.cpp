@@ -330,7 +330,7 @@ void ReadinessBackend::serve_busy() {
       std::max(context_.turn_bytes, kBytesPerExamined * selector_->examined());
   do {
     round_.pop_front()->on_ready();
-  } while (!round_.empty() && context_.moved_bytes + round_.front()->last_moved() <= bytes_max);
+  } while (!round_.empty() && context_.moved_bytes + round_.front()->recently_moved() <= bytes_max);
 }
 
 void ReadinessBackend::serve_retries() {

@@ -201,8 +201,9 @@ void ReadinessStream::on_ready() {
 void ReadinessStream::serve(std::uint32_t events) {
   const std::size_t before = context_.moved_bytes;
   take_events(events);
-  const std::size_t moved = context_.moved_bytes - before;
-  last_moved_ = static_cast<std::uint32_t>(std::min<std::size_t>(moved, UINT32_MAX));
+  const std::size_t moved = std::min<std::size_t>(context_.moved_bytes - before, UINT32_MAX);
+  // Halved, not forgotten: a flood has a short read now and then.
+  recently_moved_ = std::max(static_cast<std::uint32_t>(moved), recently_moved_ / 2);
 }
 
 void ReadinessStream::take_events(std::uint32_t events) {

@@ -81,10 +81,11 @@ class ReadinessStream final : public Stream,
   SlotId id() const noexcept { return id_; }
   StreamHandler& handler() noexcept { return handler_; }
   bool closed() const noexcept { return fd_ < 0; }
-  /// Whether it moved much when it was served last, and so waits behind the others.
-  bool busy() const noexcept { return last_moved_ > kLightBytes && context_.turn_bytes != 0; }
-  /// Bytes received and sent when it was served last: what it may cost the next time.
-  std::size_t last_moved() const noexcept { return last_moved_; }
+  /// Whether it moved much of late, and so waits behind the others.
+  bool busy() const noexcept { return recently_moved_ > kLightBytes && context_.turn_bytes != 0; }
+  /// Bytes received and sent when it was served last, or half as many as before that if this is
+  /// more: what it may cost the next time.
+  std::size_t recently_moved() const noexcept { return recently_moved_; }
   TimePoint retry_at() const noexcept { return retry_at_; }
   /// The descriptor of a detached stream that is to be buried, or -1; once.
   int take_detached() noexcept { return std::exchange(detached_fd_, -1); }
@@ -120,7 +121,7 @@ class ReadinessStream final : public Stream,
   int fd_;
   std::uint32_t armed_events_ = 0;
   std::uint32_t deferred_events_ = 0;  // came while it was busy
-  std::uint32_t last_moved_ = 0;
+  std::uint32_t recently_moved_ = 0;
   int send_error_ = 0;       // to be reported by the next poll()
   bool registered_ = false;  // the selector knows the descriptor
   bool connecting_ = false;
