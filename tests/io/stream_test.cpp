@@ -839,6 +839,7 @@ TEST_P(StreamTest, room_for_a_busy_stream_is_reported_also_when_its_event_had_to
     if (taken > 0) arrived += static_cast<std::size_t>(taken);
     return arrived == bytes.size();
   }));
+  writer.sent = nullptr;
   EXPECT_EQ(sent, bytes.size());
   EXPECT_GT(flood.received.size(), 0U);
 }
@@ -865,8 +866,10 @@ TEST_P(StreamTest, a_stream_that_is_closed_while_its_turn_is_due_is_not_served) 
   poll(4);
   std::size_t served = 0;
   for (std::size_t i = 0; i < 4; ++i)
-    served += handlers[i]->received.size() > received[i] ? 1 : 0;
+    if (handlers[i]->received.size() > received[i]) ++served;
   EXPECT_EQ(served, 1U);
+  for (NotingHandler* handler : handlers)
+    handler->on_data = nullptr;
 }
 
 }  // namespace
