@@ -23,7 +23,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
 
 .NOTPARALLEL:
 .PHONY: help run test tsan soak fuzz clang lint format format-check bench bench-idle bench-promises \
-        bench-broadcast bench-designs bench-timers coverage docs install-packages clean
+        bench-fairness bench-broadcast bench-designs bench-timers coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-idle: ## memory and wake-ups of 10,000 idle connections, the same servers 
 
 bench-promises: ## clients that never read, half-closes, no descriptors, the same servers (ARGS)
 	$(BENCH) bench/promises.py --out build/bench $(ARGS)
+
+bench-fairness: ## a quiet connection beside others that flood, the same servers (ARGS)
+	$(BENCH) bench/fairness.py --out build/bench $(ARGS)
 
 bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (ARGS)
 	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)

@@ -53,8 +53,9 @@ std::span<const epoll_event> EpollSelector::wait(int timeout) {
   const int count = kernel_.epoll_wait(epoll_fd_.get(), events_.data(),
                                        static_cast<int>(events_.size()), timeout);
   PENSTOCK_ASSERT(count >= 0, "epoll_wait refuses its own descriptor or array");
-  was_full_ = static_cast<std::size_t>(count) == events_.size();
-  return {events_.data(), static_cast<std::size_t>(count)};
+  answered_ = static_cast<std::size_t>(count);
+  was_full_ = answered_ == events_.size();
+  return {events_.data(), answered_};
 }
 
 }  // namespace penstock

@@ -20,6 +20,7 @@ class EpollSelector final : public Selector {
   int change(int fd, std::uint32_t events, Token token) override;
   int remove(int fd) override;
   std::span<const epoll_event> wait(int timeout) override;
+  std::size_t examined() const override { return answered_; }
   bool more_waiting() const override { return was_full_; }
 
  private:
@@ -31,6 +32,7 @@ class EpollSelector final : public Selector {
   Kernel& kernel_;
   UniqueFd epoll_fd_;
   std::vector<epoll_event> events_;
+  std::size_t answered_ = 0;
   bool was_full_ = false;
 };
 

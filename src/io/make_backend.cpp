@@ -55,7 +55,8 @@ Result<Backend> resolve_backend(Backend backend) {
   return named;
 }
 
-Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel) {
+Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel,
+                                                IoOptions options) {
   const Result<Backend> resolved = resolve_backend(backend);
   if (!resolved) return std::unexpected(resolved.error());
   if (*resolved == Backend::custom) {
@@ -68,7 +69,8 @@ Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel)
                                                    : EpollSelector::create(kernel);
   if (!selector) return std::unexpected(selector.error());
   const Trigger trigger = *resolved == Backend::epoll_edge ? Trigger::edge : Trigger::level;
-  return ReadinessBackend::create(kernel, std::move(*selector), trigger, to_string(*resolved));
+  return ReadinessBackend::create(kernel, std::move(*selector), trigger, to_string(*resolved),
+                                  options.turn_bytes);
 }
 
 }  // namespace penstock

@@ -20,6 +20,7 @@ class PollSelector final : public Selector {
   int change(int fd, std::uint32_t events, Token token) override;
   int remove(int fd) override;
   std::span<const epoll_event> wait(int timeout) override;
+  std::size_t examined() const override { return descriptors_.size(); }
   bool more_waiting() const override { return was_cut_; }
 
  private:

@@ -56,7 +56,8 @@ WatchId watch_id(SlotId id) noexcept { return WatchId{id}; }
 }  // namespace
 
 ReadinessBackend::ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> selector,
-                                   Trigger trigger, std::string_view name, UniqueFd wake_fd)
+                                   Trigger trigger, std::string_view name, UniqueFd wake_fd,
+                                   std::size_t turn_bytes)
     : IoBackend(kernel.now()),
       kernel_(kernel),
       selector_(std::move(selector)),
@@ -67,19 +68,20 @@ ReadinessBackend::ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> sel
                .selector = *selector_,
                .statistics = statistics_,
                .trigger = trigger,
-               .scratch = scratch_} {}
+               .scratch = scratch_,
+               .turn_bytes = turn_bytes} {}
 
 Result<std::unique_ptr<IoBackend>> ReadinessBackend::create(Kernel& kernel,
                                                             std::unique_ptr<Selector> selector,
-                                                            Trigger trigger,
-                                                            std::string_view name) {
+                                                            Trigger trigger, std::string_view name,
+                                                            std::size_t turn_bytes) {
   const int fd = kernel.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (fd < 0) return failure(fd);
   UniqueFd wake_fd(kernel, fd);
   const int added = selector->add(fd, EPOLLIN, Token{});
   if (added < 0) return failure(added);
-  return std::unique_ptr<IoBackend>(
-      new ReadinessBackend(kernel, std::move(selector), trigger, name, std::move(wake_fd)));
+  return std::unique_ptr<IoBackend>(new ReadinessBackend(kernel, std::move(selector), trigger, name,
+                                                         std::move(wake_fd), turn_bytes));
 }
 
 ReadinessBackend::~ReadinessBackend() {
@@ -228,6 +230,7 @@ void ReadinessBackend::unwatch(WatchId id) {
 
 int ReadinessBackend::wait_milliseconds(TimePoint deadline) {
   if (!context_.ready.empty() || !context_.dying.empty() || !ready_listeners_.empty()) return 0;
+  if (!context_.busy.empty() || !round_.empty()) return 0;
   for (ReadinessStream* stream = context_.retrying.front(); stream != nullptr;
        stream = context_.retrying.next(*stream)) {
     deadline = std::min(deadline, stream->retry_at());
@@ -244,12 +247,16 @@ void ReadinessBackend::poll(TimePoint deadline) {
   const int milliseconds = wait_milliseconds(deadline);
   // What is ready already has its turn in this poll; what becomes ready meanwhile, in the next one.
   StreamWorkList streams;
-  streams.splice_back(context_.ready);
+  while (ReadinessStream* stream = context_.ready.pop_front()) {
+    // It may have been listed before it was known to be busy.
+    (stream->busy() ? context_.busy : streams).push_back(*stream);
+  }
   IntrusiveList<Listener, ListenerWorkTag> listeners;
   listeners.splice_back(ready_listeners_);
 
   const std::span<const epoll_event> events = selector_->wait(milliseconds);
   now_ = kernel_.now();
+  context_.moved_bytes = 0;
   ++statistics_.waits;
   if (!events.empty()) {
     ++statistics_.wakeups;
@@ -257,7 +264,10 @@ void ReadinessBackend::poll(TimePoint deadline) {
   }
   for (const epoll_event& event : events)
     dispatch(event.events, Token::unpacked(event.data.u64));
+  // Taken here, so that nobody is served twice in a poll.
+  if (round_.empty()) round_.splice_back(context_.busy);
   serve_ready(streams, listeners);
+  if (!round_.empty()) serve_busy();
   if (!context_.retrying.empty()) serve_retries();
   if (!context_.dying.empty()) bury();
 }
@@ -309,6 +319,18 @@ void ReadinessBackend::serve_ready(StreamWorkList& streams,
     accept_from(listener->id);
   while (ReadinessStream* stream = streams.pop_front())
     stream->on_ready();
+}
+
+// Behind all others, and only so many that what has become ready meanwhile need not wait for them
+// all: the rest has its turn after another look at the selector. How many follows from what they
+// moved the last time; one always. The look must stay cheap beside the work, so there is more work
+// where it finds more.
+void ReadinessBackend::serve_busy() {
+  const std::size_t bytes_max =
+      std::max(context_.turn_bytes, kBytesPerExamined * selector_->examined());
+  do {
+    round_.pop_front()->on_ready();
+  } while (!round_.empty() && context_.moved_bytes + round_.front()->recently_moved() <= bytes_max);
 }
 
 void ReadinessBackend::serve_retries() {

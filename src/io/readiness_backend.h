@@ -18,10 +18,11 @@ struct ListenerWorkTag;
 
 class ReadinessBackend final : public IoBackend {
  public:
-  /// `name` outlives the back-end (a literal). Error: what eventfd and the selector answer.
+  /// `name` outlives the back-end (a literal). `turn_bytes` as in IoOptions. Error: what eventfd and the selector answer.
   static Result<std::unique_ptr<IoBackend>> create(Kernel& kernel,
                                                    std::unique_ptr<Selector> selector,
-                                                   Trigger trigger, std::string_view name);
+                                                   Trigger trigger, std::string_view name,
+                                                   std::size_t turn_bytes);
   ~ReadinessBackend() override;
 
   std::string_view name() const override { return name_; }
@@ -36,12 +37,14 @@ class ReadinessBackend final : public IoBackend {
   void unwatch(WatchId id) override;
   void poll(TimePoint deadline) override;
   void wake() override;
-  bool more_waiting() const override { return selector_->more_waiting(); }
+  bool more_waiting() const override { return selector_->more_waiting() || !round_.empty(); }
   const IoStatistics& statistics() const override { return statistics_; }
 
  private:
   static constexpr int kAcceptsPerTurn = 16;
   static constexpr std::size_t kScratchSize = 64 * 1024;
+  // To be moved between two waits for each descriptor that a wait costs time for.
+  static constexpr std::size_t kBytesPerExamined = 32 * 1024;
 
   struct Listener : ListLink<ListenerWorkTag> {
     Listener(SlotId its_id, UniqueFd its_fd, AcceptHandler& its_handler) noexcept
@@ -62,12 +65,13 @@ class ReadinessBackend final : public IoBackend {
   };
 
   ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> selector, Trigger trigger,
-                   std::string_view name, UniqueFd wake_fd);
+                   std::string_view name, UniqueFd wake_fd, std::size_t turn_bytes);
 
   int wait_milliseconds(TimePoint deadline);
   void dispatch(std::uint32_t events, Token token);
   void accept_from(SlotId id);
   void serve_ready(StreamWorkList& streams, IntrusiveList<Listener, ListenerWorkTag>& listeners);
+  void serve_busy();
   void serve_retries();
   void bury();
   std::uint32_t accept_events() const noexcept;
@@ -80,6 +84,7 @@ class ReadinessBackend final : public IoBackend {
   std::vector<std::byte> scratch_;
   IoStatistics statistics_;
   ReadinessContext context_;
+  StreamWorkList round_;  // busy streams whose turn has come; they go before context_.busy
   SlotTable<ReadinessStream> streams_;
   SlotTable<Listener> listeners_;
   SlotTable<Watch> watches_;

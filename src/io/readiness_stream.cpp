@@ -78,7 +78,8 @@ void ReadinessStream::return_to_selector() {
 }
 
 void ReadinessStream::make_ready() {
-  if (!ListLink<StreamWorkTag>::linked()) context_.ready.push_back(*this);
+  if (ListLink<StreamWorkTag>::linked()) return;
+  (busy() ? context_.busy : context_.ready).push_back(*this);
 }
 
 void ReadinessStream::start_receive() {
@@ -127,6 +128,7 @@ SendResult ReadinessStream::transmit(std::span<const iovec> front) {
   if (sent >= 0) {
     const auto taken = static_cast<std::size_t>(sent);
     PENSTOCK_ASSERT(taken <= size, "the kernel took more than it was given");
+    context_.moved_bytes += taken;
     retry_delay_ = Duration::zero();
     if (taken < size) {
       ++context_.statistics.short_sends;
@@ -174,7 +176,37 @@ void ReadinessStream::finish() {
 
 // -- Receiving ------------------------------------------------------------------------------------
 
+// The events of a busy stream wait behind those of the others; a selector by level may repeat them
+// meanwhile.
 void ReadinessStream::on_event(std::uint32_t events) {
+  if (busy()) {
+    deferred_events_ |= events;
+    make_ready();
+  } else {
+    serve(events);
+  }
+}
+
+void ReadinessStream::on_ready() {
+  if (send_error_ != 0 && !failed_ && !connecting_) {
+    report_failure(send_error_);
+    if (closed()) return;
+  }
+  std::uint32_t events = std::exchange(deferred_events_, 0);
+  // Input that no event announces any more.
+  if (readable_ && (events == 0 || edge() || !registered_)) events |= EPOLLIN;
+  serve(events);
+}
+
+void ReadinessStream::serve(std::uint32_t events) {
+  const std::size_t before = context_.moved_bytes;
+  take_events(events);
+  const std::size_t moved = std::min<std::size_t>(context_.moved_bytes - before, UINT32_MAX);
+  // Halved, not forgotten: a flood has a short read now and then.
+  recently_moved_ = std::max(static_cast<std::uint32_t>(moved), recently_moved_ / 2);
+}
+
+void ReadinessStream::take_events(std::uint32_t events) {
   if (connecting_) {
     finish_connect(events);
     return;
@@ -199,18 +231,6 @@ void ReadinessStream::on_event(std::uint32_t events) {
   }
 }
 
-void ReadinessStream::on_ready() {
-  if (connecting_) {
-    finish_connect(0);
-    return;
-  }
-  if (send_error_ != 0 && !failed_) {
-    report_failure(send_error_);
-    if (closed()) return;
-  }
-  if (receiving_ && readable_ && !receive_starved_) receive();
-}
-
 void ReadinessStream::receive() {
   std::size_t received = 0;
   for (int call = 1; !input_ended_; ++call) {
@@ -219,8 +239,10 @@ void ReadinessStream::receive() {
     if (result > 0) {
       const auto size = static_cast<std::size_t>(result);
       received += size;
+      context_.moved_bytes += size;
       retry_delay_ = Duration::zero();
       const bool drained = size < context_.scratch.size() && !read_to_end_;
+      if (drained) readable_ = false;
       if (drained) readable_ = false;
       handler_.on_received(context_.scratch.first(size));
       if (closed() || !receiving_ || drained) return;

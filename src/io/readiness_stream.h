@@ -34,7 +34,10 @@ struct ReadinessContext {
   IoStatistics& statistics;
   Trigger trigger;
   std::span<std::byte> scratch;  // what recv fills; lent to one handler at a time
+  std::size_t turn_bytes;        // IoOptions::turn_bytes
+  std::size_t moved_bytes = 0;   // received and sent, by all, since the last wait
   StreamWorkList ready{};        // to be served by the next poll() without an event
+  StreamWorkList busy{};         // the same, for those that move much: behind all others
   StreamWorkList dying{};        // closed; on_closed is due at the end of poll()
   StreamRetryList retrying{};    // wait for the kernel to find memory
 };
@@ -69,14 +72,20 @@ class ReadinessStream final : public Stream,
   int register_attached();
   int register_connecting(bool done_already);
 
-  /// Serves an event, or a place on the ready list.
+  /// Serves an event, or puts it off until on_ready() if the stream is busy.
   void on_event(std::uint32_t events);
+  /// Serves a place on the list of the ready or of the busy.
   void on_ready();
   void on_retry(TimePoint now);
 
   SlotId id() const noexcept { return id_; }
   StreamHandler& handler() noexcept { return handler_; }
   bool closed() const noexcept { return fd_ < 0; }
+  /// Whether it moved much of late, and so waits behind the others.
+  bool busy() const noexcept { return recently_moved_ > kLightBytes && context_.turn_bytes != 0; }
+  /// Bytes received and sent when it was served last, or half as many as before that if this is
+  /// more: what it may cost the next time.
+  std::size_t recently_moved() const noexcept { return recently_moved_; }
   TimePoint retry_at() const noexcept { return retry_at_; }
   /// The descriptor of a detached stream that is to be buried, or -1; once.
   int take_detached() noexcept { return std::exchange(detached_fd_, -1); }
@@ -84,6 +93,7 @@ class ReadinessStream final : public Stream,
  private:
   static constexpr std::size_t kReadBudgetBytes = 64 * 1024;  // per stream and turn
   static constexpr int kReadBudgetCalls = 4;
+  static constexpr std::size_t kLightBytes = 16 * 1024;  // received and sent; above that: busy
   static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
   static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
 
@@ -94,6 +104,8 @@ class ReadinessStream final : public Stream,
   void leave_lists() noexcept;
   void return_to_selector();
   void make_ready();
+  void serve(std::uint32_t events);
+  void take_events(std::uint32_t events);
   void receive();
   void notify_writable();
   void end_input();
@@ -108,6 +120,8 @@ class ReadinessStream final : public Stream,
   SlotId id_;
   int fd_;
   std::uint32_t armed_events_ = 0;
+  std::uint32_t deferred_events_ = 0;  // came while it was busy
+  std::uint32_t recently_moved_ = 0;
   int send_error_ = 0;       // to be reported by the next poll()
   bool registered_ = false;  // the selector knows the descriptor
   bool connecting_ = false;

@@ -56,6 +56,8 @@ class Selector {
   /// Waits at most `timeout` milliseconds (-1: without end). The events are valid until the next
   /// call.
   virtual std::span<const epoll_event> wait(int timeout) = 0;
+  /// How many descriptors the last wait() cost time for.
+  virtual std::size_t examined() const = 0;
   /// Whether the last wait() answered as many events as it could, so that there may be more.
   virtual bool more_waiting() const = 0;
 };

@@ -69,7 +69,7 @@ struct EventLoop::UserWatch final : WatchHandler {
 EventLoop::EventLoop(EventLoopOptions options)
     : kernel_(options.kernel != nullptr ? *options.kernel : linux_kernel()),
       memory_(budget_or_default(std::move(options.memory_budget), kernel_)) {
-  Result<std::unique_ptr<IoBackend>> backend = make_backend(options.backend, kernel_);
+  Result<std::unique_ptr<IoBackend>> backend = make_backend(options.backend, kernel_, options.io);
   if (!backend) {
     error_ = backend.error();
     return;

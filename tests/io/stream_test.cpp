@@ -797,5 +797,80 @@ TEST_P(StreamTest, stopping_before_the_connection_is_up_holds_its_input_back) {
   ASSERT_TRUE(poll_until([&] { return handler.received == "early"; }));
 }
 
+// -- Busy streams ---------------------------------------------------------------------------------
+
+TEST_P(StreamTest, without_a_budget_of_the_turn_all_streams_are_served_in_each_poll) {
+  backend = make_backend(GetParam(), kernel, {.turn_bytes = 0}).value();
+  constexpr std::size_t kStreams = 6;
+  constexpr std::size_t kReadBudget = std::size_t{64} * 1024;
+  std::vector<UniqueFd> peers(kStreams);
+  std::vector<NotingHandler*> handlers;
+  for (UniqueFd& peer : peers) {
+    handlers.push_back(&attach(peer));
+    send_until_full(linux_kernel(), peer.get());
+    wait_for(linux_kernel(), handlers.back()->stream->descriptor(), POLLIN);
+  }
+  for (std::size_t round = 1; round <= 3; ++round) {
+    std::vector<std::size_t> before;
+    for (const NotingHandler* handler : handlers)
+      before.push_back(handler->received.size());
+    poll();
+    for (std::size_t i = 0; i < kStreams; ++i)
+      EXPECT_GT(handlers[i]->received.size() - before[i], kReadBudget / 2) << "round " << round;
+  }
+}
+
+TEST_P(StreamTest, room_for_a_busy_stream_is_reported_also_when_its_event_had_to_wait) {
+  UniqueFd peers[2];
+  NotingHandler& flood = attach(peers[0]);
+  NotingHandler& writer = attach(peers[1]);
+  const std::string bytes(std::size_t{16} << 20, 'w');
+  std::size_t sent = 0;
+  writer.sent = [&] { sent += send(writer, std::string_view(bytes).substr(sent)).taken; };
+  sent = send(writer, bytes).taken;
+  ASSERT_LT(sent, bytes.size());
+  // Both move much: one by what it receives, one by what it sends.
+  std::string drained(std::size_t{1} << 20, ' ');
+  std::size_t arrived = 0;
+  ASSERT_TRUE(poll_until([&] {
+    send_until_full(linux_kernel(), peers[0].get());
+    const ssize_t taken =
+        linux_kernel().recv(peers[1].get(), drained.data(), drained.size(), MSG_DONTWAIT);
+    if (taken > 0) arrived += static_cast<std::size_t>(taken);
+    return arrived == bytes.size();
+  }));
+  writer.sent = nullptr;
+  EXPECT_EQ(sent, bytes.size());
+  EXPECT_GT(flood.received.size(), 0U);
+}
+
+TEST_P(StreamTest, a_stream_that_is_closed_while_its_turn_is_due_is_not_served) {
+  UniqueFd peers[4];
+  NotingHandler* handlers[4];
+  for (std::size_t i = 0; i < 4; ++i) {
+    handlers[i] = &attach(peers[i]);
+    send_until_full(linux_kernel(), peers[i].get());
+    wait_for(linux_kernel(), handlers[i]->stream->descriptor(), POLLIN);
+  }
+  poll();  // now it is known that they are busy
+  std::size_t received[4];
+  for (std::size_t i = 0; i < 4; ++i) {
+    received[i] = handlers[i]->received.size();
+    // The first to be served closes the others.
+    handlers[i]->on_data = [&handlers, i] {
+      for (std::size_t other = 0; other < 4; ++other) {
+        if (other != i && handlers[other]->stream != nullptr) handlers[other]->stream->close();
+      }
+    };
+  }
+  poll(4);
+  std::size_t served = 0;
+  for (std::size_t i = 0; i < 4; ++i)
+    if (handlers[i]->received.size() > received[i]) ++served;
+  EXPECT_EQ(served, 1U);
+  for (NotingHandler* handler : handlers)
+    handler->on_data = nullptr;
+}
+
 }  // namespace
 }  // namespace penstock::test

@@ -246,8 +246,20 @@ using BackendFactory = Result<std::unique_ptr<IoBackend>> (*)(Kernel& kernel);
 /// Says what makes Backend::custom, in place of any before; nullptr for nothing. Thread-safe.
 void set_custom_backend(BackendFactory factory) noexcept;
 
-/// Makes a back-end on `kernel`, which outlives it. Errors: unknown_backend; what epoll_create and
-/// eventfd say.
-Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel);
+/// How a back-end divides its time.
+struct IoOptions {
+  /// Bytes that busy connections may move, received and sent together, until the kernel is asked
+  /// again who else is ready: about the most that a quiet connection waits for. A connection is
+  /// busy if it moved more than 16 KiB when it was served last, and for a few times more; its
+  /// events then wait behind those of all others. One busy connection is served in any case (with at most 64 KiB of input), and
+  /// so many that a wait has something to show for its time: 32 KiB for each connection it finds
+  /// ready. 0: no connection counts as busy, all are served in the order of their events.
+  std::size_t turn_bytes = std::size_t{128} * 1024;
+};
+
+/// Makes a back-end on `kernel`, which outlives it. A custom one gets no options. Errors:
+/// unknown_backend; what epoll_create and eventfd say.
+Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel,
+                                                IoOptions options = {});
 
 }  // namespace penstock

@@ -41,6 +41,8 @@ struct EventLoopOptions {
   Backend backend = Backend::automatic;
   /// The kernel it talks to; nullptr is the real one. Outlives the loop.
   Kernel* kernel = nullptr;
+  /// How it divides its time between connections.
+  IoOptions io{};
   /// Bound on the bytes that handles, of any thread, may have under way to this loop's connections.
   std::size_t posted_bytes_max = std::size_t{64} * 1024 * 1024;
   /// Bound on the memory of all connections' queues, shared with other loops; empty: half of the
