@@ -243,7 +243,6 @@ void ReadinessStream::receive() {
       retry_delay_ = Duration::zero();
       const bool drained = size < context_.scratch.size() && !read_to_end_;
       if (drained) readable_ = false;
-      if (drained) readable_ = false;
       handler_.on_received(context_.scratch.first(size));
       if (closed() || !receiving_ || drained) return;
       const bool more_later = received >= kReadBudgetBytes || call >= kReadBudgetCalls;
