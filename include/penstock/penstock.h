@@ -13,6 +13,7 @@
 #include "penstock/frame/delimiter_codec.h"
 #include "penstock/frame/fixed_size_codec.h"
 #include "penstock/frame/frames.h"
+#include "penstock/frame/heartbeat.h"
 #include "penstock/frame/length_field_codec.h"
 #include "penstock/frame/packet_codec.h"
 #include "penstock/frame/router.h"

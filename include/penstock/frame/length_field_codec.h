@@ -11,6 +11,7 @@
 // been announced.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <cstddef>
@@ -86,6 +87,12 @@ struct LengthFieldFrame {
   /// Header and body as one run, of a frame as received.
   std::span<const std::byte> header_and_body() const noexcept {
     return {header.data(), header.size() + body.size()};
+  }
+
+  /// Headers and bodies of the same bytes.
+  friend bool operator==(const LengthFieldFrame& left, const LengthFieldFrame& right) noexcept {
+    return std::ranges::equal(left.header, right.header) &&
+           std::ranges::equal(left.body, right.body);
   }
 };
 

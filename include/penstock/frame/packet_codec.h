@@ -6,6 +6,7 @@
 // frame/router.h.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <expected>
@@ -20,6 +21,11 @@ namespace penstock {
 struct Packet {
   std::uint16_t code = 0;             ///< What kind of message it is.
   std::span<const std::byte> body{};  ///< Its content; may be empty.
+
+  /// The same code, and bodies of the same bytes.
+  friend bool operator==(const Packet& left, const Packet& right) noexcept {
+    return left.code == right.code && std::ranges::equal(left.body, right.body);
+  }
 };
 
 /// How a PacketCodec is to be.
