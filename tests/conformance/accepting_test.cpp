@@ -716,7 +716,7 @@ class HeldLoop {
   std::binary_semaphore free_{0};
 };
 
-// ACC14
+// ACC14, XT5
 TEST_P(AcceptingForLoops, AConnectionUnderWayToAnotherLoopAtTheStopIsClosedAndNotServed) {
   for (const bool at_once : {false, true}) {
     SCOPED_TRACE(at_once ? "stop(0)" : "stop()");
@@ -762,6 +762,7 @@ TEST_P(AcceptingForLoops, AConnectionUnderWayToAnotherLoopAtTheStopIsClosedAndNo
       EXPECT_EQ(connects.load(), 0) << "served after the stop";
       EXPECT_EQ(closes.load(), connects.load());
       EXPECT_EQ(server.statistics().ended, 3u);
+      EXPECT_EQ(server.statistics().refused_at_stop, 3u);
     }
     EXPECT_EQ(World::open_descriptors(), descriptors);
   }
