@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstddef>
@@ -75,6 +76,72 @@ TEST_P(ConnectionGroupTest, a_broadcast_allocates_at_most_once_per_message_and_l
     }
   }
   EXPECT_LE(allocated, kMessages - 4) << "more than one per message";
+}
+
+// Those that do not read cost an allocation for each message that begins to wait, and none once what
+// may wait is there: from then on a message takes the place of one that is dropped.
+TEST_P(ConnectionGroupTest,
+       members_that_do_not_read_cost_no_allocation_once_their_backlog_is_full) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "the deferring back-end allocates for itself");
+  EventLoop loop({.backend = GetParam()});
+  ConnectionGroup group;
+  constexpr std::size_t kMembers = 40;
+  constexpr std::size_t kStalled = 4;
+  constexpr std::size_t kSize = 1024;
+  ConnectionLimits limits;
+  limits.slow_consumer = SlowConsumer::drop_oldest;
+  limits.backlog_max = std::size_t{16} * 1024;
+  const BehaviourPtr behaviour = make_behaviour({}, limits);
+  std::vector<UniqueFd> clients;
+  std::vector<TcpConnection*> members;
+  for (std::size_t i = 0; i < kMembers; ++i) {
+    SocketPair pair = tcp_pair(linux_kernel());
+    const auto handle = adopt_connection(loop, std::move(pair.server), behaviour);
+    ASSERT_TRUE(handle.has_value());
+    ASSERT_EQ(handle->post([&](TcpConnection& peer) {
+      group.add(peer);
+      members.push_back(&peer);
+    }),
+              PostResult::posted);
+    clients.push_back(std::move(pair.client));
+  }
+  while (group.size() < kMembers)
+    loop.step();
+  std::string received(kSize, '\0');
+  // Answers the allocations of sending one message; the first kStalled members do not read it.
+  const auto publish = [&] {
+    SharedBytes message{std::string(kSize, 'm')};
+    const std::size_t before = allocations();
+    static_cast<void>(group.send(std::move(message)));
+    loop.step();
+    const std::size_t made = allocations() - before;
+    for (std::size_t i = kStalled; i < kMembers; ++i) {
+      std::size_t size = 0;
+      while (size < kSize) {
+        wait_for(linux_kernel(), clients[i].get(), POLLIN);
+        const ssize_t count =
+            linux_kernel().recv(clients[i].get(), received.data(), kSize - size, 0);
+        if (count <= 0) {
+          ADD_FAILURE() << "a member that reads has lost its connection: " << count;
+          return made;
+        }
+        size += static_cast<std::size_t>(count);
+      }
+    }
+    return made;
+  };
+  const auto all_drop = [&] {
+    return std::all_of(members.begin(), members.begin() + kStalled,
+                       [](TcpConnection* member) { return member->messages_dropped() > 4; });
+  };
+  for (int i = 0; i < 20'000 && !all_drop(); ++i)
+    publish();
+  ASSERT_TRUE(all_drop()) << "the kernel takes all";
+  constexpr std::size_t kMessages = 32;
+  std::size_t allocated = 0;
+  for (std::size_t i = 0; i < kMessages; ++i)
+    allocated += publish();
+  EXPECT_LE(allocated, kMessages) << "more than one per message";
 }
 
 // R24, R27: several publishers, members that come and go, and a stop in the middle. Each member sees
