@@ -23,7 +23,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
 
 .NOTPARALLEL:
 .PHONY: help run test tsan soak fuzz clang lint format format-check bench bench-idle bench-promises \
-        bench-fairness bench-broadcast bench-designs bench-timers coverage docs install-packages clean
+        bench-fairness bench-broadcast bench-slowloris bench-designs bench-timers coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -109,6 +109,9 @@ bench-fairness: ## a quiet connection beside others that flood, the same servers
 
 bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (ARGS)
 	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)
+
+bench-slowloris: ## thousands of slow and silent clients beside 200 good ones (ARGS)
+	$(BENCH) bench/slowloris.py --out build/bench $(ARGS)
 
 bench-designs: ## sending from other threads, beside the two designs taught most (ARGS)
 	$(BENCH) bench/designs.py --out build/bench --table docs/benchmarks/designs.md $(ARGS)
