@@ -107,7 +107,7 @@ bench-promises: ## clients that never read, half-closes, no descriptors, the sam
 bench-fairness: ## a quiet connection beside others that flood, the same servers (ARGS)
 	$(BENCH) bench/fairness.py --out build/bench $(ARGS)
 
-bench-broadcast: ## one message to 9,000 connections, a tenth of them stalled (ARGS)
+bench-broadcast: ## one message to 10,000 connections, a tenth of them stalled (ARGS)
 	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)
 
 bench-slowloris: ## thousands of slow and silent clients beside 200 good ones (ARGS)

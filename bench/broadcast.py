@@ -83,8 +83,8 @@ def format_report(arguments, environment, results, copies, notes):
 
 def parse_arguments():
     parser = argparse.ArgumentParser(description="Measure what a broadcast costs.")
-    parser.add_argument("--connections", type=int, default=9000, metavar="N", help="(9,000: half the descriptors of a process that may have 20,000)")
-    parser.add_argument("--messages", type=int, default=150, metavar="N")
+    parser.add_argument("--connections", type=int, default=10000, metavar="N", help="(10,000)")
+    parser.add_argument("--messages", type=int, default=300, metavar="N", help="(300; the second half is measured, so that what may wait is there by then)")
     parser.add_argument("--size", type=int, default=1024, metavar="BYTES")
     parser.add_argument("--interval-ms", type=int, default=100, metavar="N", help="between two messages (100)")
     parser.add_argument("--backlog", type=int, default=32 * 1024, metavar="BYTES", help="ConnectionLimits::backlog_max (32 KiB)")
