@@ -88,8 +88,9 @@ class MessageQueue {
   /// Drops everything.
   void clear(BlockPool& pool) noexcept;
 
-  /// Messages that replace() and drop_oldest() have dropped, and their bytes.
+  /// Messages that replace() and drop_oldest() have dropped.
   std::uint64_t dropped() const noexcept { return dropped_; }
+  /// The bytes of the messages that dropped() counts.
   std::uint64_t bytes_dropped() const noexcept { return bytes_dropped_; }
 
  private:
