@@ -716,10 +716,14 @@ void TcpConnection::drop_input() noexcept {
   loop_->memory().discharge(std::exchange(input_charged_, 0));
 }
 
+// Kept input that is still to be offered comes before the end.
+bool TcpConnection::input_is_held_back() const noexcept {
+  return !input_.empty() && (offer_input_ || above_high_);
+}
+
 void TcpConnection::on_peer_finished() {
   last_activity_ = loop_->now();
-  // Kept input that is about to be offered comes before the end.
-  if (phase_ == Phase::open && (!may_deliver() || (offer_input_ && !input_.empty()))) {
+  if (phase_ == Phase::open && (!may_deliver() || input_is_held_back())) {
     input_end_due_ = true;
     apply_reading();
     return;
@@ -1067,7 +1071,7 @@ bool TcpConnection::notify() {
   }
   if (std::exchange(offer_input_, false)) {
     if (may_deliver() && !input_.empty()) deliver_input();
-    if (!offer_input_ && may_deliver() && std::exchange(input_end_due_, false)) end_input();
+    if (may_deliver() && !input_is_held_back() && std::exchange(input_end_due_, false)) end_input();
   }
   if (stream_gone_ && !reported_) {
     report_end();

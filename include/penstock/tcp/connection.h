@@ -378,6 +378,7 @@ class TcpConnection final : private StreamHandler,
   void update_flow();
   void apply_reading();
   bool may_deliver() const noexcept;
+  bool input_is_held_back() const noexcept;
 
   // Events and ends
   void begin_event();
