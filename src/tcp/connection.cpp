@@ -326,9 +326,10 @@ void TcpConnection::send_or_end(TrySend try_it) {
   conclude_overflow(limit, Release::reset);
 }
 
-// The sender waits for room; on_low_water tells it once output has drained.
+// The sender waits for room; on_low_water tells it once output has drained. One that nothing queued
+// stands in the way of does not wait, but another may that has not been told yet.
 void TcpConnection::note_full(Errc limit) noexcept {
-  answered_full_ = !output_.empty();
+  if (!output_.empty()) answered_full_ = true;
   refused_for_ = limit;
 }
 

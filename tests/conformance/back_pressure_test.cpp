@@ -836,6 +836,27 @@ TEST_P(BackPressure, InputHeldBackByTheHighWaterMarkIsHandledBeforeTheEndThatFol
   EXPECT_EQ(record->report->reason, CloseReason::eof);
 }
 
+// B10, small
+// One that can never fit is refused, too, and does not concern the one that waits.
+TEST_P(BackPressure, WhoeverIsRefusedIsToldWhateverIsRefusedAfterTheDrain) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  const std::string never(64 * kKiB, 'n');
+  callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+    in.consume(in.size());
+    EXPECT_EQ(peer.try_send(never), SendOutcome::full);
+  };
+  ConnectionLimits limits;
+  limits.output_max = 32 * kKiB;
+  World::Link link = world.connect(record, std::move(callbacks), limits);
+  world.settle();
+  deliver(link, "x");
+  link.connection->send("queued");
+  EXPECT_EQ(link.connection->try_send(std::string(30 * kKiB, 'r')), SendOutcome::full);
+  EXPECT_EQ(collect(world, link, 6), "queued");
+  EXPECT_TRUE(world.run_until([&] { return record->count("low") == 1; }));
+}
+
 TEST_P(BackPressure, PausedConnectionsKeepTheirInputInTheKernel) {
   std::vector<World::Link> links;
   std::vector<std::size_t> sent;
