@@ -458,13 +458,18 @@ SendOutcome TcpConnection::send_message(SharedBytes message, const MessageOption
   if (message.empty()) return above_or_below();
   const SlowConsumer policy =
       backlog_ && backlog_->policy ? *backlog_->policy : limits().slow_consumer;
+  const bool somebody_waits = answered_full_;
   SendOutcome outcome = SendOutcome::full;
   try {
     outcome = send_pending_ ? join_backlog(std::move(message), options) : try_send_owned(message);
   } catch (const std::bad_alloc&) {
     note_full(Errc::memory_limit);
   }
-  return outcome == SendOutcome::full ? refuse_message(policy, options.lane) : outcome;
+  if (outcome != SendOutcome::full) return outcome;
+  outcome = refuse_message(policy, options.lane);
+  // Who sends what may be dropped does not wait for room, but others may.
+  if (outcome == SendOutcome::dropped) answered_full_ = somebody_waits;
+  return outcome;
 }
 
 bool TcpConnection::charge_shared(const SharedBytes& payload) noexcept {
@@ -561,9 +566,8 @@ SendOutcome TcpConnection::refuse_message(SlowConsumer policy, Lane lane) {
     conclude_overflow(refused_for_, Release::reset);
     return SendOutcome::closed;
   }
-  if (policy == SlowConsumer::reject || lane == Lane::control) return SendOutcome::full;
-  answered_full_ = false;  // nobody waits for room
-  return SendOutcome::dropped;
+  const bool told = policy == SlowConsumer::reject || lane == Lane::control;
+  return told ? SendOutcome::full : SendOutcome::dropped;
 }
 
 void TcpConnection::count_dropped(std::uint64_t messages) noexcept {

@@ -295,6 +295,23 @@ TEST_P(Messages, OneThatIsLargerThanTheBacklogMayBeIsDroppedAndNotTheOthers) {
   EXPECT_EQ(numbers(drain(link), 'm').size(), 5U);
 }
 
+// B9: a message that is dropped does not concern whoever waits for room.
+TEST_P(Messages, WhoeverWasRefusedIsToldOfRoomAlthoughAMessageWasDroppedSince) {
+  ConnectionLimits limits;
+  limits.slow_consumer = SlowConsumer::drop_newest;
+  limits.backlog_max = 4 * kKiB;
+  limits.output_max = 2 * kMiB;
+  limits.high_water = 8 * kMiB;
+  limits.write_stall_timeout = seconds(0);
+  World::Link link = world.connect(limits);
+  shrink_buffers(link);
+  stall(link);
+  EXPECT_EQ(link.connection->try_send(std::string(kMiB, 'x')), SendOutcome::full);
+  EXPECT_EQ(link.connection->send_message(shared_message(1, 'm', 5 * kKiB)), SendOutcome::dropped);
+  EXPECT_EQ(collect(world, link, kMiB).size(), kMiB);
+  EXPECT_TRUE(world.run_until([&] { return link.record->count("low") == 1; }));
+}
+
 // B1: the cap holds for all that waits together.
 TEST_P(Messages, TheHardCapHoldsForMessagesToo) {
   ConnectionLimits limits;
