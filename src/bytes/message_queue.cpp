@@ -72,12 +72,14 @@ void MessageQueue::count_in(const MessageNode& node) noexcept {
   bytes_ += node.size();
   charge_ += node.charge;
   shared_charge_ += node.shared_charge;
+  if (node.droppable) droppable_charge_ += node.charge;
 }
 
 void MessageQueue::count_out(const MessageNode& node) noexcept {
   bytes_ -= node.size();
   charge_ -= node.charge;
   shared_charge_ -= node.shared_charge;
+  if (node.droppable) droppable_charge_ -= node.charge;
 }
 
 }  // namespace penstock

@@ -547,11 +547,13 @@ bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
   const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, staged);
   const std::size_t room = std::min(backlog_max, under_cap);
   const auto fits = [&] { return messages.charge() <= room && charge <= room - messages.charge(); };
-  if (policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest) {
+  const bool may_drop = policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest;
+  // One that would not fit beside what cannot be dropped is not worth the others.
+  const std::size_t kept = messages.charge() - messages.droppable_charge();
+  if (may_drop && kept <= room && charge <= room - kept) {
     const std::uint64_t dropped = messages.dropped();
     const std::size_t held = messages.owned_charge();
-    // One that would not fit into an empty queue is not worth the others.
-    while (charge <= room && !fits() && messages.drop_oldest(table_->pool())) {
+    while (!fits() && messages.drop_oldest(table_->pool())) {
     }
     loop_->memory().discharge(held - messages.owned_charge());
     count_dropped(messages.dropped() - dropped);

@@ -312,6 +312,20 @@ TEST_P(Messages, WhoeverWasRefusedIsToldOfRoomAlthoughAMessageWasDroppedSince) {
   EXPECT_TRUE(world.run_until([&] { return link.record->count("low") == 1; }));
 }
 
+TEST_P(Messages, NoneIsDroppedForOneThatDoesNotFitAllTheSame) {
+  World::Link link = connect_with(SlowConsumer::drop_oldest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 5; ++i)
+    EXPECT_NE(link.connection->send_message(shared_message(i)), SendOutcome::dropped);
+  // It waits in the same line, and is never dropped.
+  link.connection->send(message(5, 'p', 15 * kKiB));
+  EXPECT_EQ(link.connection->send_message(shared_message(6, 'm', 2 * kKiB)), SendOutcome::dropped);
+  EXPECT_EQ(link.connection->messages_dropped(), 1U);
+  const std::vector<Parsed> arrived = drain(link);
+  EXPECT_EQ(numbers(arrived, 'm').size(), 5U);
+  EXPECT_EQ(numbers(arrived, 'p').size(), 1U);
+}
+
 // B1: the cap holds for all that waits together.
 TEST_P(Messages, TheHardCapHoldsForMessagesToo) {
   ConnectionLimits limits;

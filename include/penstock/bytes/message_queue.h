@@ -66,6 +66,8 @@ class MessageQueue {
   std::size_t charge() const noexcept { return charge_; }
   /// The same without the payloads, which are charged once for all queues.
   std::size_t owned_charge() const noexcept { return charge_ - shared_charge_; }
+  /// The part of charge() that may be dropped.
+  std::size_t droppable_charge() const noexcept { return droppable_charge_; }
   /// What a message is charged with beside its payload.
   static constexpr std::size_t kMessageCharge = sizeof(MessageNode);
 
@@ -106,6 +108,7 @@ class MessageQueue {
   std::size_t bytes_ = 0;
   std::size_t charge_ = 0;
   std::size_t shared_charge_ = 0;
+  std::size_t droppable_charge_ = 0;
   std::uint64_t dropped_ = 0;
   std::uint64_t bytes_dropped_ = 0;
 };
