@@ -20,6 +20,11 @@ void MessageQueue::push_droppable(MessageNode* message, std::optional<std::uint6
   push(message, Lane::normal);
 }
 
+std::size_t MessageQueue::charge_of(std::uint64_t key) const noexcept {
+  const auto found = by_key_.find(key);
+  return found == by_key_.end() ? 0 : found->second->charge;
+}
+
 bool MessageQueue::replace(std::uint64_t key, SharedBytes& payload) noexcept {
   const auto found = by_key_.find(key);
   if (found == by_key_.end()) return false;

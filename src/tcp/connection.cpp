@@ -508,20 +508,22 @@ SendOutcome TcpConnection::join_backlog(SharedBytes&& message, MessageOptions op
   MessageQueue& messages = backlog().messages;
   const SlowConsumer policy = backlog_->policy.value_or(limits().slow_consumer);
   if (!charge_shared(message)) return SendOutcome::full;
+  const std::size_t charge = MessageQueue::kMessageCharge + message.charge();
   if (options.lane == Lane::normal) {
     if (policy != SlowConsumer::keep_latest) options.key.reset();
-    if (options.key && messages.replace(*options.key, message)) {
-      count_dropped(1);
-      static_cast<void>(make_room(0, policy));  // it may be larger than the one before
-      update_flow();
-      return above_or_below();
-    }
-    if (!make_room(MessageQueue::kMessageCharge + message.charge(), policy)) {
+    // If it is larger than the one it replaces and there is no room, that one may have to go as
+    // others do; it then joins at the end.
+    const std::size_t in_place = options.key ? messages.charge_of(*options.key) : 0;
+    if (charge > in_place && !has_room(charge - in_place) && !make_room(charge, policy)) {
       note_full(Errc::output_limit);
       return SendOutcome::full;
     }
+    if (options.key && messages.replace(*options.key, message)) {
+      count_dropped(1);
+      update_flow();
+      return above_or_below();
+    }
   }
-  const std::size_t charge = MessageQueue::kMessageCharge + message.charge();
   return enqueue(charge, MessageQueue::kMessageCharge, [&] {
     MessageNode* node = table_->pool().acquire_message();
     node->hold(std::move(message), Sharing::together);
@@ -538,27 +540,36 @@ SendOutcome TcpConnection::join_backlog(SharedBytes&& message, MessageOptions op
   });
 }
 
-// For `charge` more, in the backlog and under the hard cap. Only some policies can do something.
-bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
-  MessageQueue& messages = backlog_->messages;
+// How much may wait now, under the backlog's own bound and the hard cap.
+std::size_t TcpConnection::backlog_room() const noexcept {
   const std::size_t backlog_max = backlog_->policy ? backlog_->bytes_max : limits().backlog_max;
   const std::size_t cap = limits().output_max;
-  const std::size_t staged = output_.charge();
-  const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, staged);
-  const std::size_t room = std::min(backlog_max, under_cap);
-  const auto fits = [&] { return messages.charge() <= room && charge <= room - messages.charge(); };
+  const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, output_.charge());
+  return std::min(backlog_max, under_cap);
+}
+
+bool TcpConnection::has_room(std::size_t charge) const noexcept {
+  const std::size_t room = backlog_room();
+  const std::size_t held = backlog_->messages.charge();
+  return held <= room && charge <= room - held;
+}
+
+// For `charge` more. Only some policies can do something.
+bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
+  MessageQueue& messages = backlog_->messages;
   const bool may_drop = policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest;
   // One that would not fit beside what cannot be dropped is not worth the others.
+  const std::size_t room = backlog_room();
   const std::size_t kept = messages.charge() - messages.droppable_charge();
   if (may_drop && kept <= room && charge <= room - kept) {
     const std::uint64_t dropped = messages.dropped();
     const std::size_t held = messages.owned_charge();
-    while (!fits() && messages.drop_oldest(table_->pool())) {
+    while (!has_room(charge) && messages.drop_oldest(table_->pool())) {
     }
     loop_->memory().discharge(held - messages.owned_charge());
     count_dropped(messages.dropped() - dropped);
   }
-  return fits();
+  return has_room(charge);
 }
 
 // There is no room for a message, and none could be made.

@@ -326,6 +326,32 @@ TEST_P(Messages, NoneIsDroppedForOneThatDoesNotFitAllTheSame) {
   EXPECT_EQ(numbers(arrived, 'p').size(), 1U);
 }
 
+TEST_P(Messages, OneThatGrowsBeyondTheBacklogInItsPlaceIsDroppedAndNotTheOthers) {
+  World::Link link = connect_with(SlowConsumer::keep_latest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    EXPECT_NE(link.connection->send_message(shared_message(i), {.key = i}), SendOutcome::dropped);
+  }
+  EXPECT_EQ(link.connection->send_message(shared_message(99, 'm', 17 * kKiB), {.key = 4}),
+            SendOutcome::dropped);
+  EXPECT_EQ(link.connection->messages_dropped(), 1U);
+  EXPECT_EQ(numbers(drain(link), 'm'), (std::vector<std::uint64_t>{0, 1, 2, 3, 4}));
+}
+
+TEST_P(Messages, TheLatestOfAKeyThatGrowsIsKeptAndOlderOnesMakeRoom) {
+  World::Link link = connect_with(SlowConsumer::keep_latest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 10; ++i) {
+    EXPECT_NE(link.connection->send_message(shared_message(i), {.key = i}), SendOutcome::dropped);
+  }
+  EXPECT_EQ(link.connection->send_message(shared_message(99, 'm', 10 * kKiB), {.key = 0}),
+            SendOutcome::accepted_above_high_water);
+  const std::uint64_t dropped = link.connection->messages_dropped();
+  const std::vector<std::uint64_t> order = numbers(drain(link), 'm');
+  EXPECT_EQ(order.size() + dropped, 11U);
+  EXPECT_NE(std::ranges::find(order, 99U), order.end()) << "the latest was dropped for older ones";
+}
+
 // B1: the cap holds for all that waits together.
 TEST_P(Messages, TheHardCapHoldsForMessagesToo) {
   ConnectionLimits limits;

@@ -77,6 +77,9 @@ class MessageQueue {
   /// std::bad_alloc, with nothing appended.
   void push_droppable(MessageNode* message, std::optional<std::uint64_t> key);
 
+  /// Memory held by the message that replace() would replace; 0: there is none.
+  std::size_t charge_of(std::uint64_t key) const noexcept;
+
   /// Puts `payload`, which is shared (Sharing::together), in the place of the waiting message with
   /// that key. False: there is none, and `payload` is left as it was.
   bool replace(std::uint64_t key, SharedBytes& payload) noexcept;
