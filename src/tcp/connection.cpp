@@ -174,8 +174,8 @@ SendOutcome TcpConnection::accepted() {
     } else if (!in_handler_) {
       mark_dirty();
     }
-  } else if (queued > limits().high_water) {
-    update_flow();
+  } else if (above_high_ || queued > limits().high_water) {
+    update_flow();  // down, too: others may have been dropped for it
   }
   return above_or_below();
 }
@@ -579,6 +579,7 @@ SendOutcome TcpConnection::refuse_message(SlowConsumer policy, Lane lane) {
     conclude_overflow(refused_for_, Release::reset);
     return SendOutcome::closed;
   }
+  update_flow();  // others may have been dropped, and then there was no memory
   const bool told = policy == SlowConsumer::reject || lane == Lane::control;
   return told ? SendOutcome::full : SendOutcome::dropped;
 }

@@ -352,6 +352,26 @@ TEST_P(Messages, TheLatestOfAKeyThatGrowsIsKeptAndOlderOnesMakeRoom) {
   EXPECT_NE(std::ranges::find(order, 99U), order.end()) << "the latest was dropped for older ones";
 }
 
+// B5: who drops is above the mark no longer than what waits is.
+TEST_P(Messages, WhatIsDroppedNoLongerKeepsTheConnectionFromReading) {
+  ConnectionLimits limits;
+  limits.slow_consumer = SlowConsumer::drop_oldest;
+  limits.backlog_max = 1800 * kKiB;
+  limits.low_water = 2 * kMiB;
+  limits.high_water = 2 * kMiB + kMiB / 2;
+  limits.write_stall_timeout = seconds(0);
+  World::Link link = world.connect(limits);
+  shrink_buffers(link);
+  stall(link);
+  static_cast<void>(link.connection->send_message(shared_message(1, 'm', 1700 * kKiB)));
+  EXPECT_FALSE(link.connection->is_reading());
+  EXPECT_EQ(link.connection->send_message(shared_message(2, 'm', 200 * kKiB)),
+            SendOutcome::accepted);
+  EXPECT_LT(link.connection->queued_bytes(), limits.low_water);
+  EXPECT_TRUE(link.connection->is_reading());
+  EXPECT_EQ(numbers(drain(link), 'm'), std::vector<std::uint64_t>{2});
+}
+
 // B1: the cap holds for all that waits together.
 TEST_P(Messages, TheHardCapHoldsForMessagesToo) {
   ConnectionLimits limits;
