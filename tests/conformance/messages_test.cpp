@@ -722,6 +722,65 @@ TEST_P(Messages, ABroadcastToAnySetReachesThoseThatLiveAndCountsTheOthers) {
     EXPECT_EQ(receive_available(links[i]), message(1));
 }
 
+TEST_P(Messages, ABroadcastWithoutMemoryReachesNobodyOrSaysWhomItMisses) {
+  World second(GetParam());
+  World::Link here = world.connect();
+  World::Link there = second.connect();
+  const ConnectionHandle handles[] = {here.handle, there.handle};
+  bool failed = true;
+  for (std::size_t which = 0; failed && which < 50; ++which) {
+    here.record->received.clear();
+    there.record->received.clear();
+    const SharedBytes bytes = shared_message(which);
+    BroadcastResult result;
+    {
+      const FailingAllocation failing(which);
+      try {
+        result = broadcast(handles, bytes);
+      } catch (const std::bad_alloc&) {
+      }
+      failed = failing.happened();
+    }
+    world.settle();
+    second.settle();
+    const std::size_t reached =
+        (receive_available(here).empty() ? 0U : 1U) + (receive_available(there).empty() ? 0U : 1U);
+    EXPECT_EQ(reached, result.loops_posted) << which;
+    EXPECT_TRUE(result.loops_posted + result.loops_full == 2 ||
+                result.loops_posted + result.loops_full == 0)
+        << which;
+  }
+  EXPECT_FALSE(failed);
+}
+
+TEST_P(Messages, AGroupSendWithoutMemoryReachesNobodyOrSaysWhomItMisses) {
+  World second(GetParam());
+  World::Link here = world.connect();
+  World::Link there = second.connect();
+  ConnectionGroup group;
+  group.add(*here.connection);
+  group.add(*there.connection);
+  bool failed = true;
+  for (std::size_t which = 0; failed && which < 50; ++which) {
+    const SharedBytes bytes = shared_message(which);
+    BroadcastResult result;
+    {
+      const FailingAllocation failing(which);
+      try {
+        result = group.send(bytes);
+      } catch (const std::bad_alloc&) {
+      }
+      failed = failing.happened();
+    }
+    world.settle();
+    second.settle();
+    const std::size_t reached =
+        (receive_available(here).empty() ? 0U : 1U) + (receive_available(there).empty() ? 0U : 1U);
+    EXPECT_EQ(reached, result.loops_posted) << which;
+  }
+  EXPECT_FALSE(failed);
+}
+
 TEST_P(Messages, AGroupSendKeepsItsPlaceAmongSendsThroughHandles) {
   ConnectionGroup group;
   World::Link link = world.connect();

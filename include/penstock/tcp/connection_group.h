@@ -22,8 +22,8 @@ struct GroupsTag;
 /// What became of a broadcast, by loops.
 struct BroadcastResult {
   std::size_t loops_posted = 0;  ///< It is under way to the connections on that many loops.
-  /// So many were at their bound on posted bytes, or the memory budget is exhausted: none of their
-  /// connections gets it.
+  /// So many were at their bound on posted bytes, or memory or its budget is exhausted: none of
+  /// their connections gets it.
   std::size_t loops_full = 0;
 };
 
