@@ -194,9 +194,14 @@ struct ConnectionGroup::Shards : Counted<Shards> {
 ConnectionGroup::ConnectionGroup() : shards_(make_counted<Shards>()) {}
 
 ConnectionGroup::~ConnectionGroup() {
-  // A loop that is gone has taken its members with it.
-  for (const CountedPtr<Shard>& shard : shards_->list()->all)
-    static_cast<void>(Mailbox::post(shard->loop, [shard] { shard->clear(); }));
+  for (const CountedPtr<Shard>& shard : shards_->list()->all) {
+    try {
+      // A loop that is gone has taken its members with it.
+      static_cast<void>(Mailbox::post(shard->loop, [shard] { shard->clear(); }));
+    } catch (const std::bad_alloc&) {
+      continue;  // its members keep their places, which nothing is sent to, until they end
+    }
+  }
 }
 
 ConnectionGroup::Shard* ConnectionGroup::shard_here(

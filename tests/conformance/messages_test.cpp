@@ -781,6 +781,20 @@ TEST_P(Messages, AGroupSendWithoutMemoryReachesNobodyOrSaysWhomItMisses) {
   EXPECT_FALSE(failed);
 }
 
+TEST_P(Messages, AGroupMayGoWithoutMemory) {
+  World::Link link = world.connect();
+  auto group = std::make_unique<ConnectionGroup>();
+  group->add(*link.connection);
+  {
+    const FailingAllocation failing;
+    group.reset();
+  }
+  link.connection->send("still here");
+  EXPECT_EQ(collect(world, link, 10), "still here");
+  link.client.reset();
+  EXPECT_TRUE(world.run_until([&] { return link.record->closes == 1; }));
+}
+
 TEST_P(Messages, AGroupSendKeepsItsPlaceAmongSendsThroughHandles) {
   ConnectionGroup group;
   World::Link link = world.connect();
