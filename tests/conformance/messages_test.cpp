@@ -295,7 +295,7 @@ TEST_P(Messages, OneThatIsLargerThanTheBacklogMayBeIsDroppedAndNotTheOthers) {
   EXPECT_EQ(numbers(drain(link), 'm').size(), 5U);
 }
 
-// B9: a message that is dropped does not concern whoever waits for room.
+// B2: a message that is dropped does not concern whoever waits for room.
 TEST_P(Messages, WhoeverWasRefusedIsToldOfRoomAlthoughAMessageWasDroppedSince) {
   ConnectionLimits limits;
   limits.slow_consumer = SlowConsumer::drop_newest;
@@ -352,7 +352,7 @@ TEST_P(Messages, TheLatestOfAKeyThatGrowsIsKeptAndOlderOnesMakeRoom) {
   EXPECT_NE(std::ranges::find(order, 99U), order.end()) << "the latest was dropped for older ones";
 }
 
-// B5: who drops is above the mark no longer than what waits is.
+// Who drops is above the mark no longer than what waits is.
 TEST_P(Messages, WhatIsDroppedNoLongerKeepsTheConnectionFromReading) {
   ConnectionLimits limits;
   limits.slow_consumer = SlowConsumer::drop_oldest;
