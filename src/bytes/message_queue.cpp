@@ -20,6 +20,11 @@ void MessageQueue::push_droppable(MessageNode* message, std::optional<std::uint6
   push(message, Lane::normal);
 }
 
+std::size_t MessageQueue::charge_of(std::uint64_t key) const noexcept {
+  const auto found = by_key_.find(key);
+  return found == by_key_.end() ? 0 : found->second->charge;
+}
+
 bool MessageQueue::replace(std::uint64_t key, SharedBytes& payload) noexcept {
   const auto found = by_key_.find(key);
   if (found == by_key_.end()) return false;
@@ -72,12 +77,14 @@ void MessageQueue::count_in(const MessageNode& node) noexcept {
   bytes_ += node.size();
   charge_ += node.charge;
   shared_charge_ += node.shared_charge;
+  if (node.droppable) droppable_charge_ += node.charge;
 }
 
 void MessageQueue::count_out(const MessageNode& node) noexcept {
   bytes_ -= node.size();
   charge_ -= node.charge;
   shared_charge_ -= node.shared_charge;
+  if (node.droppable) droppable_charge_ -= node.charge;
 }
 
 }  // namespace penstock

@@ -189,9 +189,12 @@ void EventLoop::turn(Duration longest_wait) noexcept {
   lag_.record(read_clock() - polled);
   backend_->poll(deadline);  // 4
   mailbox_->awake();
-  // A full batch may have left somebody unheard. The bound keeps timers going under any load.
+  // A full batch may have left somebody unheard, and whoever is busy waits for a turn: all that had
+  // arrived when the first of these polls began has been dispatched when there is nobody left. What
+  // has come since may wait for a turn of its own. The bound keeps timers going under any load.
+  if (turns_behind_ == 0) round_began_ = polled;
   if (!backend_->more_waiting() || ++turns_behind_ == kTurnsBehindMax) {
-    polled_until_ = polled;
+    polled_until_ = round_began_;
     turns_behind_ = 0;
   }
 

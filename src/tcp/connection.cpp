@@ -174,8 +174,8 @@ SendOutcome TcpConnection::accepted() {
     } else if (!in_handler_) {
       mark_dirty();
     }
-  } else if (queued > limits().high_water) {
-    update_flow();
+  } else if (above_high_ || queued > limits().high_water) {
+    update_flow();  // down, too: others may have been dropped for it
   }
   return above_or_below();
 }
@@ -326,9 +326,10 @@ void TcpConnection::send_or_end(TrySend try_it) {
   conclude_overflow(limit, Release::reset);
 }
 
-// The sender waits for room; on_low_water tells it once output has drained.
+// The sender waits for room; on_low_water tells it once output has drained. One that nothing queued
+// stands in the way of does not wait, but another may that has not been told yet.
 void TcpConnection::note_full(Errc limit) noexcept {
-  answered_full_ = !output_.empty();
+  if (!output_.empty()) answered_full_ = true;
   refused_for_ = limit;
 }
 
@@ -457,13 +458,18 @@ SendOutcome TcpConnection::send_message(SharedBytes message, const MessageOption
   if (message.empty()) return above_or_below();
   const SlowConsumer policy =
       backlog_ && backlog_->policy ? *backlog_->policy : limits().slow_consumer;
+  const bool somebody_waits = answered_full_;
   SendOutcome outcome = SendOutcome::full;
   try {
     outcome = send_pending_ ? join_backlog(std::move(message), options) : try_send_owned(message);
   } catch (const std::bad_alloc&) {
     note_full(Errc::memory_limit);
   }
-  return outcome == SendOutcome::full ? refuse_message(policy, options.lane) : outcome;
+  if (outcome != SendOutcome::full) return outcome;
+  outcome = refuse_message(policy, options.lane);
+  // Who sends what may be dropped does not wait for room, but others may.
+  if (outcome == SendOutcome::dropped) answered_full_ = somebody_waits;
+  return outcome;
 }
 
 bool TcpConnection::charge_shared(const SharedBytes& payload) noexcept {
@@ -502,20 +508,22 @@ SendOutcome TcpConnection::join_backlog(SharedBytes&& message, MessageOptions op
   MessageQueue& messages = backlog().messages;
   const SlowConsumer policy = backlog_->policy.value_or(limits().slow_consumer);
   if (!charge_shared(message)) return SendOutcome::full;
+  const std::size_t charge = MessageQueue::kMessageCharge + message.charge();
   if (options.lane == Lane::normal) {
     if (policy != SlowConsumer::keep_latest) options.key.reset();
-    if (options.key && messages.replace(*options.key, message)) {
-      count_dropped(1);
-      static_cast<void>(make_room(0, policy));  // it may be larger than the one before
-      update_flow();
-      return above_or_below();
-    }
-    if (!make_room(MessageQueue::kMessageCharge + message.charge(), policy)) {
+    // If it is larger than the one it replaces and there is no room, that one may have to go as
+    // others do; it then joins at the end.
+    const std::size_t in_place = options.key ? messages.charge_of(*options.key) : 0;
+    if (charge > in_place && !has_room(charge - in_place) && !make_room(charge, policy)) {
       note_full(Errc::output_limit);
       return SendOutcome::full;
     }
+    if (options.key && messages.replace(*options.key, message)) {
+      count_dropped(1);
+      update_flow();
+      return above_or_below();
+    }
   }
-  const std::size_t charge = MessageQueue::kMessageCharge + message.charge();
   return enqueue(charge, MessageQueue::kMessageCharge, [&] {
     MessageNode* node = table_->pool().acquire_message();
     node->hold(std::move(message), Sharing::together);
@@ -532,25 +540,36 @@ SendOutcome TcpConnection::join_backlog(SharedBytes&& message, MessageOptions op
   });
 }
 
-// For `charge` more, in the backlog and under the hard cap. Only some policies can do something.
-bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
-  MessageQueue& messages = backlog_->messages;
+// How much may wait now, under the backlog's own bound and the hard cap.
+std::size_t TcpConnection::backlog_room() const noexcept {
   const std::size_t backlog_max = backlog_->policy ? backlog_->bytes_max : limits().backlog_max;
   const std::size_t cap = limits().output_max;
-  const std::size_t staged = output_.charge();
-  const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, staged);
-  const std::size_t room = std::min(backlog_max, under_cap);
-  const auto fits = [&] { return messages.charge() <= room && charge <= room - messages.charge(); };
-  if (policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest) {
+  const std::size_t under_cap = cap == 0 ? SIZE_MAX : cap - std::min(cap, output_.charge());
+  return std::min(backlog_max, under_cap);
+}
+
+bool TcpConnection::has_room(std::size_t charge) const noexcept {
+  const std::size_t room = backlog_room();
+  const std::size_t held = backlog_->messages.charge();
+  return held <= room && charge <= room - held;
+}
+
+// For `charge` more. Only some policies can do something.
+bool TcpConnection::make_room(std::size_t charge, SlowConsumer policy) {
+  MessageQueue& messages = backlog_->messages;
+  const bool may_drop = policy == SlowConsumer::drop_oldest || policy == SlowConsumer::keep_latest;
+  // One that would not fit beside what cannot be dropped is not worth the others.
+  const std::size_t room = backlog_room();
+  const std::size_t kept = messages.charge() - messages.droppable_charge();
+  if (may_drop && kept <= room && charge <= room - kept) {
     const std::uint64_t dropped = messages.dropped();
     const std::size_t held = messages.owned_charge();
-    // One that would not fit into an empty queue is not worth the others.
-    while (charge <= room && !fits() && messages.drop_oldest(table_->pool())) {
+    while (!has_room(charge) && messages.drop_oldest(table_->pool())) {
     }
     loop_->memory().discharge(held - messages.owned_charge());
     count_dropped(messages.dropped() - dropped);
   }
-  return fits();
+  return has_room(charge);
 }
 
 // There is no room for a message, and none could be made.
@@ -560,9 +579,9 @@ SendOutcome TcpConnection::refuse_message(SlowConsumer policy, Lane lane) {
     conclude_overflow(refused_for_, Release::reset);
     return SendOutcome::closed;
   }
-  if (policy == SlowConsumer::reject || lane == Lane::control) return SendOutcome::full;
-  answered_full_ = false;  // nobody waits for room
-  return SendOutcome::dropped;
+  update_flow();  // others may have been dropped, and then there was no memory
+  const bool told = policy == SlowConsumer::reject || lane == Lane::control;
+  return told ? SendOutcome::full : SendOutcome::dropped;
 }
 
 void TcpConnection::count_dropped(std::uint64_t messages) noexcept {
@@ -716,10 +735,14 @@ void TcpConnection::drop_input() noexcept {
   loop_->memory().discharge(std::exchange(input_charged_, 0));
 }
 
+// Kept input that is still to be offered comes before the end.
+bool TcpConnection::input_is_held_back() const noexcept {
+  return !input_.empty() && (offer_input_ || above_high_);
+}
+
 void TcpConnection::on_peer_finished() {
   last_activity_ = loop_->now();
-  // Kept input that is about to be offered comes before the end.
-  if (phase_ == Phase::open && (!may_deliver() || (offer_input_ && !input_.empty()))) {
+  if (phase_ == Phase::open && (!may_deliver() || input_is_held_back())) {
     input_end_due_ = true;
     apply_reading();
     return;
@@ -1067,7 +1090,7 @@ bool TcpConnection::notify() {
   }
   if (std::exchange(offer_input_, false)) {
     if (may_deliver() && !input_.empty()) deliver_input();
-    if (!offer_input_ && may_deliver() && std::exchange(input_end_due_, false)) end_input();
+    if (may_deliver() && !input_is_held_back() && std::exchange(input_end_due_, false)) end_input();
   }
   if (stream_gone_ && !reported_) {
     report_end();

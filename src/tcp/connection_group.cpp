@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -34,7 +35,16 @@ bool charge_payload(const SharedBytes& message, LoopId loop) {
   return !budget || message.charge_once(budget);
 }
 
-void count(BroadcastResult& result, PostResult posted) noexcept {
+// Posts the task that `make` makes, or counts the loop as full. Other loops may have got theirs, so a
+// lack of memory is an answer too.
+template <class Make>
+void post(BroadcastResult& result, const SharedBytes& message, LoopId loop, Make make) {
+  PostResult posted = PostResult::full;
+  try {
+    if (charge_payload(message, loop)) posted = Mailbox::post(loop, Task(make()), kPostCharge);
+  } catch (const std::bad_alloc&) {
+    posted = PostResult::full;
+  }
   if (posted == PostResult::posted) ++result.loops_posted;
   if (posted == PostResult::full) ++result.loops_full;
 }
@@ -90,12 +100,8 @@ BroadcastResult broadcast(std::span<const ConnectionHandle> connections, SharedB
     std::uint32_t end = first + 1;
     while (end < sorted.size() && sorted[end].loop_ == loop)
       ++end;
-    if (charge_payload(targets->message->bytes, loop)) {
-      Task task = [targets, first, end] { deliver(*targets, first, end); };
-      count(result, Mailbox::post(loop, std::move(task), kPostCharge));
-    } else {
-      ++result.loops_full;
-    }
+    post(result, targets->message->bytes, loop,
+         [&] { return [targets, first, end] { deliver(*targets, first, end); }; });
     first = end;
   }
   return result;
@@ -188,9 +194,14 @@ struct ConnectionGroup::Shards : Counted<Shards> {
 ConnectionGroup::ConnectionGroup() : shards_(make_counted<Shards>()) {}
 
 ConnectionGroup::~ConnectionGroup() {
-  // A loop that is gone has taken its members with it.
-  for (const CountedPtr<Shard>& shard : shards_->list()->all)
-    static_cast<void>(Mailbox::post(shard->loop, [shard] { shard->clear(); }));
+  for (const CountedPtr<Shard>& shard : shards_->list()->all) {
+    try {
+      // A loop that is gone has taken its members with it.
+      static_cast<void>(Mailbox::post(shard->loop, [shard] { shard->clear(); }));
+    } catch (const std::bad_alloc&) {
+      continue;  // its members keep their places, which nothing is sent to, until they end
+    }
+  }
 }
 
 ConnectionGroup::Shard* ConnectionGroup::shard_here(
@@ -227,12 +238,8 @@ BroadcastResult ConnectionGroup::send(SharedBytes message, const MessageOptions&
   const CountedPtr<const Outgoing> outgoing(new Outgoing(std::move(message), options));
   for (const CountedPtr<Shard>& shard : list->all) {
     if (shard->size.load(std::memory_order_relaxed) == 0) continue;
-    if (charge_payload(outgoing->bytes, shard->loop)) {
-      Task task = [shard, outgoing] { shard->deliver(*outgoing); };
-      count(result, Mailbox::post(shard->loop, std::move(task), kPostCharge));
-    } else {
-      ++result.loops_full;
-    }
+    post(result, outgoing->bytes, shard->loop,
+         [&] { return [shard, outgoing] { shard->deliver(*outgoing); }; });
   }
   return result;
 }

@@ -808,6 +808,55 @@ TEST_P(BackPressure, WhoeverIsRefusedIsToldWhenOutputHasDrained) {
 }
 
 // B10, small
+// B2: requests that the high-water mark holds back come before the end that follows them, wherever
+// the back-end has got it by then.
+TEST_P(BackPressure, InputHeldBackByTheHighWaterMarkIsHandledBeforeTheEndThatFollowedIt) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+    while (const auto end = in.find('\n')) {
+      const std::string line = in.take_string(*end + 1);
+      record->received += line;
+      peer.send(std::string(kMiB, line[0]));
+      if (!peer.wants_input()) return;
+    }
+  };
+  callbacks.on_peer_finished = nullptr;
+  World::Link link = world.connect(record, std::move(callbacks));
+  shrink_buffers(link);
+  send_text(linux_kernel(), link.client.get(), "a\nb\nc\n");
+  send_fin(link);
+  const Received all = collect_to_end(world, link);
+  EXPECT_EQ(all.result, 0);
+  EXPECT_EQ(record->received, "a\nb\nc\n");
+  EXPECT_EQ(first_difference(
+                all.text, std::string(kMiB, 'a') + std::string(kMiB, 'b') + std::string(kMiB, 'c')),
+            std::string_view::npos);
+  ASSERT_TRUE(world.run_until([&] { return record->closes == 1; }));
+  EXPECT_EQ(record->report->reason, CloseReason::eof);
+}
+
+// B10, small
+// One that can never fit is refused, too, and does not concern the one that waits.
+TEST_P(BackPressure, WhoeverIsRefusedIsToldWhateverIsRefusedAfterTheDrain) {
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  const std::string never(64 * kKiB, 'n');
+  callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+    in.consume(in.size());
+    EXPECT_EQ(peer.try_send(never), SendOutcome::full);
+  };
+  ConnectionLimits limits;
+  limits.output_max = 32 * kKiB;
+  World::Link link = world.connect(record, std::move(callbacks), limits);
+  world.settle();
+  deliver(link, "x");
+  link.connection->send("queued");
+  EXPECT_EQ(link.connection->try_send(std::string(30 * kKiB, 'r')), SendOutcome::full);
+  EXPECT_EQ(collect(world, link, 6), "queued");
+  EXPECT_TRUE(world.run_until([&] { return record->count("low") == 1; }));
+}
+
 TEST_P(BackPressure, PausedConnectionsKeepTheirInputInTheKernel) {
   std::vector<World::Link> links;
   std::vector<std::size_t> sent;

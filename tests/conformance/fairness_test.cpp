@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <atomic>
 #include <functional>
+#include <string>
 #include <thread>
 #include <utility>
 
 #include "support/serving.h"
+#include "support/traffic.h"
 #include "support/world.h"
 
 namespace penstock::test {
@@ -209,6 +211,32 @@ TEST_P(Fairness, ATurnReadsAtMostTheBudgetOfEachConnection) {
     }
   }
   EXPECT_GT(world.kernel.fired(shortened), 0u);
+}
+
+// Q1: a limit of time must not pass input that has come in time and waits for its turn.
+TEST_P(Fairness, ABusyConnectionWhoseInputWaitsForItsTurnIsNotSilent) {
+  const auto flooders = make_flooders(8);
+  ConnectionLimits limits;
+  limits.idle_timeout = std::chrono::seconds(10);
+  World::Link link = world.connect(limits);
+  const std::string much(40 * 1024, 'm');  // enough to count as busy
+  deliver(link, much);
+  world.turn(2);
+  std::size_t sent = much.size();
+  for (int phase = 0; phase < 12; ++phase) {
+    flood(flooders);
+    for (int turn = 0; turn < phase; ++turn)
+      world.loop.step(Duration::zero());
+    deliver(link, much);
+    sent += much.size();
+    world.kernel.advance(std::chrono::seconds(11));
+    for (int turn = 0; turn < 20 && link.record->received.size() < sent; ++turn) {
+      flood(flooders);
+      world.loop.step(Duration::zero());
+      ASSERT_EQ(link.record->closes, 0) << "in phase " << phase;
+    }
+    ASSERT_EQ(link.record->received.size(), sent);
+  }
 }
 
 // Q2: what the budget leaves is fetched by the loop itself; no further byte announces it.

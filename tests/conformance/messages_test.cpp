@@ -295,6 +295,83 @@ TEST_P(Messages, OneThatIsLargerThanTheBacklogMayBeIsDroppedAndNotTheOthers) {
   EXPECT_EQ(numbers(drain(link), 'm').size(), 5U);
 }
 
+// B2: a message that is dropped does not concern whoever waits for room.
+TEST_P(Messages, WhoeverWasRefusedIsToldOfRoomAlthoughAMessageWasDroppedSince) {
+  ConnectionLimits limits;
+  limits.slow_consumer = SlowConsumer::drop_newest;
+  limits.backlog_max = 4 * kKiB;
+  limits.output_max = 2 * kMiB;
+  limits.high_water = 8 * kMiB;
+  limits.write_stall_timeout = seconds(0);
+  World::Link link = world.connect(limits);
+  shrink_buffers(link);
+  stall(link);
+  EXPECT_EQ(link.connection->try_send(std::string(kMiB, 'x')), SendOutcome::full);
+  EXPECT_EQ(link.connection->send_message(shared_message(1, 'm', 5 * kKiB)), SendOutcome::dropped);
+  EXPECT_EQ(collect(world, link, kMiB).size(), kMiB);
+  EXPECT_TRUE(world.run_until([&] { return link.record->count("low") == 1; }));
+}
+
+TEST_P(Messages, NoneIsDroppedForOneThatDoesNotFitAllTheSame) {
+  World::Link link = connect_with(SlowConsumer::drop_oldest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 5; ++i)
+    EXPECT_NE(link.connection->send_message(shared_message(i)), SendOutcome::dropped);
+  // It waits in the same line, and is never dropped.
+  link.connection->send(message(5, 'p', 15 * kKiB));
+  EXPECT_EQ(link.connection->send_message(shared_message(6, 'm', 2 * kKiB)), SendOutcome::dropped);
+  EXPECT_EQ(link.connection->messages_dropped(), 1U);
+  const std::vector<Parsed> arrived = drain(link);
+  EXPECT_EQ(numbers(arrived, 'm').size(), 5U);
+  EXPECT_EQ(numbers(arrived, 'p').size(), 1U);
+}
+
+TEST_P(Messages, OneThatGrowsBeyondTheBacklogInItsPlaceIsDroppedAndNotTheOthers) {
+  World::Link link = connect_with(SlowConsumer::keep_latest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 5; ++i) {
+    EXPECT_NE(link.connection->send_message(shared_message(i), {.key = i}), SendOutcome::dropped);
+  }
+  EXPECT_EQ(link.connection->send_message(shared_message(99, 'm', 17 * kKiB), {.key = 4}),
+            SendOutcome::dropped);
+  EXPECT_EQ(link.connection->messages_dropped(), 1U);
+  EXPECT_EQ(numbers(drain(link), 'm'), (std::vector<std::uint64_t>{0, 1, 2, 3, 4}));
+}
+
+TEST_P(Messages, TheLatestOfAKeyThatGrowsIsKeptAndOlderOnesMakeRoom) {
+  World::Link link = connect_with(SlowConsumer::keep_latest, 16 * kKiB);
+  stall(link);
+  for (std::uint64_t i = 0; i < 10; ++i) {
+    EXPECT_NE(link.connection->send_message(shared_message(i), {.key = i}), SendOutcome::dropped);
+  }
+  EXPECT_EQ(link.connection->send_message(shared_message(99, 'm', 10 * kKiB), {.key = 0}),
+            SendOutcome::accepted_above_high_water);
+  const std::uint64_t dropped = link.connection->messages_dropped();
+  const std::vector<std::uint64_t> order = numbers(drain(link), 'm');
+  EXPECT_EQ(order.size() + dropped, 11U);
+  EXPECT_NE(std::ranges::find(order, 99U), order.end()) << "the latest was dropped for older ones";
+}
+
+// Who drops is above the mark no longer than what waits is.
+TEST_P(Messages, WhatIsDroppedNoLongerKeepsTheConnectionFromReading) {
+  ConnectionLimits limits;
+  limits.slow_consumer = SlowConsumer::drop_oldest;
+  limits.backlog_max = 1800 * kKiB;
+  limits.low_water = 2 * kMiB;
+  limits.high_water = 2 * kMiB + kMiB / 2;
+  limits.write_stall_timeout = seconds(0);
+  World::Link link = world.connect(limits);
+  shrink_buffers(link);
+  stall(link);
+  static_cast<void>(link.connection->send_message(shared_message(1, 'm', 1700 * kKiB)));
+  EXPECT_FALSE(link.connection->is_reading());
+  EXPECT_EQ(link.connection->send_message(shared_message(2, 'm', 200 * kKiB)),
+            SendOutcome::accepted);
+  EXPECT_LT(link.connection->queued_bytes(), limits.low_water);
+  EXPECT_TRUE(link.connection->is_reading());
+  EXPECT_EQ(numbers(drain(link), 'm'), std::vector<std::uint64_t>{2});
+}
+
 // B1: the cap holds for all that waits together.
 TEST_P(Messages, TheHardCapHoldsForMessagesToo) {
   ConnectionLimits limits;
@@ -643,6 +720,79 @@ TEST_P(Messages, ABroadcastToAnySetReachesThoseThatLiveAndCountsTheOthers) {
   EXPECT_EQ(ConnectionTable::of(world.loop).statistics().stale_drops, stale + 1);
   for (const std::size_t i : {0UL, 1UL, 3UL})
     EXPECT_EQ(receive_available(links[i]), message(1));
+}
+
+TEST_P(Messages, ABroadcastWithoutMemoryReachesNobodyOrSaysWhomItMisses) {
+  World second(GetParam());
+  World::Link here = world.connect();
+  World::Link there = second.connect();
+  const ConnectionHandle handles[] = {here.handle, there.handle};
+  bool failed = true;
+  for (std::size_t which = 0; failed && which < 50; ++which) {
+    here.record->received.clear();
+    there.record->received.clear();
+    const SharedBytes bytes = shared_message(which);
+    BroadcastResult result;
+    {
+      const FailingAllocation failing(which);
+      try {
+        result = broadcast(handles, bytes);
+      } catch (const std::bad_alloc&) {
+      }
+      failed = failing.happened();
+    }
+    world.settle();
+    second.settle();
+    const std::size_t reached =
+        (receive_available(here).empty() ? 0U : 1U) + (receive_available(there).empty() ? 0U : 1U);
+    EXPECT_EQ(reached, result.loops_posted) << which;
+    EXPECT_TRUE(result.loops_posted + result.loops_full == 2 ||
+                result.loops_posted + result.loops_full == 0)
+        << which;
+  }
+  EXPECT_FALSE(failed);
+}
+
+TEST_P(Messages, AGroupSendWithoutMemoryReachesNobodyOrSaysWhomItMisses) {
+  World second(GetParam());
+  World::Link here = world.connect();
+  World::Link there = second.connect();
+  ConnectionGroup group;
+  group.add(*here.connection);
+  group.add(*there.connection);
+  bool failed = true;
+  for (std::size_t which = 0; failed && which < 50; ++which) {
+    const SharedBytes bytes = shared_message(which);
+    BroadcastResult result;
+    {
+      const FailingAllocation failing(which);
+      try {
+        result = group.send(bytes);
+      } catch (const std::bad_alloc&) {
+      }
+      failed = failing.happened();
+    }
+    world.settle();
+    second.settle();
+    const std::size_t reached =
+        (receive_available(here).empty() ? 0U : 1U) + (receive_available(there).empty() ? 0U : 1U);
+    EXPECT_EQ(reached, result.loops_posted) << which;
+  }
+  EXPECT_FALSE(failed);
+}
+
+TEST_P(Messages, AGroupMayGoWithoutMemory) {
+  World::Link link = world.connect();
+  auto group = std::make_unique<ConnectionGroup>();
+  group->add(*link.connection);
+  {
+    const FailingAllocation failing;
+    group.reset();
+  }
+  link.connection->send("still here");
+  EXPECT_EQ(collect(world, link, 10), "still here");
+  link.client.reset();
+  EXPECT_TRUE(world.run_until([&] { return link.record->closes == 1; }));
 }
 
 TEST_P(Messages, AGroupSendKeepsItsPlaceAmongSendsThroughHandles) {

@@ -66,6 +66,8 @@ class MessageQueue {
   std::size_t charge() const noexcept { return charge_; }
   /// The same without the payloads, which are charged once for all queues.
   std::size_t owned_charge() const noexcept { return charge_ - shared_charge_; }
+  /// The part of charge() that may be dropped.
+  std::size_t droppable_charge() const noexcept { return droppable_charge_; }
   /// What a message is charged with beside its payload.
   static constexpr std::size_t kMessageCharge = sizeof(MessageNode);
 
@@ -74,6 +76,9 @@ class MessageQueue {
   /// Appends a message that may be dropped, in the normal lane, and replaced if it has a key. Throws
   /// std::bad_alloc, with nothing appended.
   void push_droppable(MessageNode* message, std::optional<std::uint64_t> key);
+
+  /// Memory held by the message that replace() would replace; 0: there is none.
+  std::size_t charge_of(std::uint64_t key) const noexcept;
 
   /// Puts `payload`, which is shared (Sharing::together), in the place of the waiting message with
   /// that key. False: there is none, and `payload` is left as it was.
@@ -107,6 +112,7 @@ class MessageQueue {
   std::size_t bytes_ = 0;
   std::size_t charge_ = 0;
   std::size_t shared_charge_ = 0;
+  std::size_t droppable_charge_ = 0;
   std::uint64_t dropped_ = 0;
   std::uint64_t bytes_dropped_ = 0;
 };

@@ -257,7 +257,8 @@ class EventLoop {
   LoopStatistics statistics_;
   LatencyHistogram lag_;
   TimePoint polled_until_ = TimePoint::min();
-  int turns_behind_ = 0;  // turns since polled_until_ was last moved
+  TimePoint round_began_ = TimePoint::min();  // when the first poll since then did
+  int turns_behind_ = 0;                      // turns since polled_until_ was last moved
   std::atomic<std::uint64_t> last_timer_id_{0};
   std::atomic<bool> stop_requested_{false};
   std::atomic<bool> running_{false};

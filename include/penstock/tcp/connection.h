@@ -350,6 +350,8 @@ class TcpConnection final : private StreamHandler,
   SendOutcome wait_in_line(Payload& payload);
   SendOutcome join_backlog(SharedBytes&& message, MessageOptions options);
   SendOutcome refuse_message(SlowConsumer policy, Lane lane);
+  std::size_t backlog_room() const noexcept;
+  bool has_room(std::size_t charge) const noexcept;
   bool make_room(std::size_t charge, SlowConsumer policy);
   bool charge_shared(const SharedBytes& payload) noexcept;
   void count_dropped(std::uint64_t messages) noexcept;
@@ -378,6 +380,7 @@ class TcpConnection final : private StreamHandler,
   void update_flow();
   void apply_reading();
   bool may_deliver() const noexcept;
+  bool input_is_held_back() const noexcept;
 
   // Events and ends
   void begin_event();

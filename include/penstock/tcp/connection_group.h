@@ -22,8 +22,8 @@ struct GroupsTag;
 /// What became of a broadcast, by loops.
 struct BroadcastResult {
   std::size_t loops_posted = 0;  ///< It is under way to the connections on that many loops.
-  /// So many were at their bound on posted bytes, or the memory budget is exhausted: none of their
-  /// connections gets it.
+  /// So many were at their bound on posted bytes, or memory or its budget is exhausted: none of
+  /// their connections gets it.
   std::size_t loops_full = 0;
 };
 
@@ -67,8 +67,9 @@ class ConnectionGroup {
 
   // -- Thread-safe --
 
-  /// Sends the message to all that are members when it reaches their loop, in a later turn. Messages
-  /// of one thread reach a connection in the order sent. Throws std::bad_alloc, with nothing sent.
+  /// Sends the message to all that are members when it reaches their loop, in a later turn; not to
+  /// loops on which nobody is a member now. Messages of one thread reach a connection in the order
+  /// sent. Throws std::bad_alloc, with nothing sent.
   BroadcastResult send(SharedBytes message, const MessageOptions& options = {}) const;
   /// How many connections are members, about.
   std::size_t size() const noexcept;
