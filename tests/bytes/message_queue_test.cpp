@@ -139,20 +139,6 @@ TEST(MessageQueue, a_key_that_finds_no_memory_appends_nothing) {
   EXPECT_EQ(messages.pop_all(), (Texts{"before"}));
 }
 
-TEST(MessageQueue, nodes_are_used_again_and_give_up_their_payload) {
-  BlockPool pool;
-  MessageNode* first = pool.acquire_message();
-  SharedBytes shared(std::string(100, 'x'));
-  first->hold(SharedBytes(shared), Sharing::together);
-  pool.release_message(first);
-  EXPECT_EQ(pool.kept_messages(), 1U);
-  EXPECT_EQ(pool.acquire_message(), first);
-  EXPECT_TRUE(first->payload.empty());
-  EXPECT_FALSE(first->has_key);
-  EXPECT_FALSE(first->droppable);
-  pool.release_message(first);
-}
-
 /// The queue as a list of what waits.
 struct Model {
   struct Message {
