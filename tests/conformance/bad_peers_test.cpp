@@ -34,6 +34,11 @@ class BadPeers : public testing::TestWithParam<Backend> {
     EXPECT_TRUE(server_->start().has_value());
     return *server_;
   }
+  /// From now on time passes only when told to, for the loop too.
+  void stand_still() {
+    peers.stand_still();
+    world.turn();
+  }
   TcpServer& server() { return *server_; }
   void destroy_server() { server_.reset(); }
   ServerStatistics statistics() const { return server_->statistics(); }
@@ -303,7 +308,7 @@ TEST_P(BadPeers, AStormOfConnectionsThatResetAtOnceLeavesNothingBehind) {
   constexpr std::size_t kConnections = 1'500;
   constexpr std::size_t kAtATime = 50;
   const CapturedLog log;
-  peers.stand_still();
+  stand_still();
   // Half of them from one source, which is over its limit most of the time.
   peers.who = [](std::size_t number) { return tenth_address(number % 2 == 0 ? 0 : number); };
   start({.connections_per_source_max = 2});
@@ -358,7 +363,7 @@ TEST_P(BadPeers, SilentClientsThatFillTheServerMakeRoomForOthersInBoundedTime) {
 TEST_P(BadPeers, RefusalsAreLoggedTenTimesASecondWithTheNumberOfTheOthers) {
   constexpr std::size_t kRefusals = 60;
   const CapturedLog log;
-  peers.stand_still();
+  stand_still();
   start({.connections_per_source_max = 1});
   const RawClient settled = come_from("10.0.0.1:1");
   const auto refuse_many = [&] {
@@ -386,7 +391,7 @@ TEST_P(BadPeers, ConnectionsThatCannotBeServedAreLoggedTenTimesASecond) {
   PENSTOCK_ONLY_IF(registers_with_the_kernel(GetParam()), "poll registers nothing that could fail");
   constexpr std::size_t kRefusals = 40;
   const CapturedLog log;
-  peers.stand_still();
+  stand_still();
   start({});
   world.kernel.inject(
       {.call = Call::epoll_ctl, .operation = EPOLL_CTL_ADD, .every = 1, .error = ENOSPC});
@@ -398,7 +403,7 @@ TEST_P(BadPeers, ConnectionsThatCannotBeServedAreLoggedTenTimesASecond) {
 TEST_P(BadPeers, WhatATaskThrowsIsEscapedAndLoggedTenTimesASecond) {
   constexpr int kErrors = 200;
   const CapturedLog log;
-  peers.stand_still();
+  stand_still();
   const auto throw_many = [&] {
     for (int i = 0; i < kErrors; ++i) {
       world.loop.queue_in_loop([] { throw std::runtime_error("bad \x1b[2J\nname \x7f\xc2\x9b"); });
@@ -419,7 +424,7 @@ TEST_P(BadPeers, WhatATaskThrowsIsEscapedAndLoggedTenTimesASecond) {
 // -- The rate of accepting ------------------------------------------------------------------------
 
 TEST_P(BadPeers, ExactlyTheRateIsAcceptedAndTheOthersWaitWithoutAWakeUp) {
-  peers.stand_still();
+  stand_still();
   start({.accepts_per_second_max = 5});
   const std::vector<RawClient> clients = connect_many(server().address(), 14);
   world.settle();
@@ -451,7 +456,7 @@ TEST_P(BadPeers, ExactlyTheRateIsAcceptedAndTheOthersWaitWithoutAWakeUp) {
 }
 
 TEST_P(BadPeers, ClientsThatComeSlowerThanTheRateNeverWait) {
-  peers.stand_still();
+  stand_still();
   start({.accepts_per_second_max = 10});
   std::vector<RawClient> clients;
   for (std::size_t i = 1; i <= 30; ++i) {
@@ -464,7 +469,7 @@ TEST_P(BadPeers, ClientsThatComeSlowerThanTheRateNeverWait) {
 }
 
 TEST_P(BadPeers, WhoIsRefusedForItsSourceUsesUpTheRateToo) {
-  peers.stand_still();
+  stand_still();
   peers.who = [](std::size_t) { return tenth_address(1); };
   start({.connections_per_source_max = 1, .accepts_per_second_max = 2});
   const std::vector<RawClient> clients = connect_many(server().address(), 4);
@@ -475,7 +480,7 @@ TEST_P(BadPeers, WhoIsRefusedForItsSourceUsesUpTheRateToo) {
 }
 
 TEST_P(BadPeers, AFullServerAndAUsedUpRateEachHoldUpAcceptingUntilBothAreOver) {
-  peers.stand_still();
+  stand_still();
   start({.max_connections = 3, .accepts_per_second_max = 2});
   std::vector<RawClient> clients = connect_many(server().address(), 8);
   world.settle();
@@ -504,7 +509,7 @@ TEST_P(BadPeers, AFullServerAndAUsedUpRateEachHoldUpAcceptingUntilBothAreOver) {
 }
 
 TEST_P(BadPeers, AShortageAndAUsedUpRateEachHoldUpAcceptingUntilBothAreOver) {
-  peers.stand_still();
+  stand_still();
   start({.accepts_per_second_max = 1});
   std::vector<RawClient> clients = connect_many(server().address(), 4);
   world.settle();
@@ -532,7 +537,7 @@ TEST_P(BadPeers, AShortageAndAUsedUpRateEachHoldUpAcceptingUntilBothAreOver) {
 }
 
 TEST_P(BadPeers, AStopWhileTheRateIsUsedUpLeavesNoTimerAndResetsWhoWaits) {
-  peers.stand_still();
+  stand_still();
   start({.accepts_per_second_max = 1});
   std::vector<RawClient> clients = connect_many(server().address(), 3);
   world.settle();
@@ -549,7 +554,7 @@ TEST_P(BadPeers, AStopWhileTheRateIsUsedUpLeavesNoTimerAndResetsWhoWaits) {
 }
 
 TEST_P(BadPeers, AServerDestroyedWhileTheRateIsUsedUpLeavesNoTimer) {
-  peers.stand_still();
+  stand_still();
   start({.accepts_per_second_max = 1});
   const RawClient client(connect_to(server().address()));
   world.settle();

@@ -17,6 +17,8 @@ namespace {
 
 constexpr std::size_t kReadBudget = std::size_t{64} * 1024;  // per connection and turn
 constexpr std::size_t kTurnBudget = IoOptions{}.turn_bytes;  // of all that are busy
+// What one will move is foreseen from what it moved before, so the last of a turn may move more.
+constexpr std::size_t kUnforeseen = kReadBudget;
 
 // A wait that finds more ready is followed by more.
 constexpr std::size_t budget_of(std::size_t ready) {
@@ -95,7 +97,8 @@ TEST_P(Fairness, AQuietConnectionWaitsForTheFloodingOnesNoLongerThanTheirBudget)
     // Of those that are busy, none; one that had little to read before may not count as busy.
     // Where input is delivered in a later poll, others are served meanwhile.
     EXPECT_LE(served_before - at_ready,
-              acts_at_once(GetParam()) ? kTurnBudget : 2 * budget_of(flooders.size() + 1));
+              kUnforeseen +
+                  (acts_at_once(GetParam()) ? kTurnBudget : 2 * budget_of(flooders.size() + 1)));
     world.turn(static_cast<int>(round % 3));
   }
   for (const auto& flooder : flooders)
@@ -131,7 +134,7 @@ TEST_P(Fairness, AConnectionThatBecomesReadyInMidTurnWaitsForTheRestOfTheBudget)
     ASSERT_NE(at_ready, 0u);
     // The rest of this turn's; where input is delivered in a later poll, two more.
     const std::size_t turns = acts_at_once(GetParam()) ? 1 : 3;
-    EXPECT_LE(served_before - at_ready, turns * budget_of(flooders.size() + 1));
+    EXPECT_LE(served_before - at_ready, turns * (budget_of(flooders.size() + 1) + kUnforeseen));
   }
   on_served = nullptr;
 }
@@ -162,7 +165,7 @@ TEST_P(Fairness, ATurnServesFewerBusyConnectionsIfTheirInputIsAnswered) {
     for (std::size_t i = 0; i < kConnections; ++i)
       sum += received[i] - before[i];
     if (turn > 0) {
-      EXPECT_LE(sum, kTurnBudget / 2);
+      EXPECT_LE(sum, kTurnBudget / 2 + kUnforeseen);
     }
     for (const World::Link& link : links) {
       while (linux_kernel().recv(link.client.get(), answers.data(), answers.size(), MSG_DONTWAIT) >
@@ -188,7 +191,7 @@ TEST_P(Fairness, ATurnReadsAtMostTheBudgetOfEachConnection) {
       before.push_back(flooder->served);
     const std::size_t served_before = served(flooders);
     world.loop.step();
-    EXPECT_LE(served(flooders) - served_before, kTurnBudget);
+    EXPECT_LT(served(flooders) - served_before, kTurnBudget + kUnforeseen);
     for (std::size_t i = 0; i < flooders.size(); ++i)
       EXPECT_LE(flooders[i]->served - before[i], kReadBudget);
     world.turn(static_cast<int>(divided_up(flooders.size() * kReadBudget, kTurnBudget)));
