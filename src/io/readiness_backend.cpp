@@ -256,7 +256,7 @@ void ReadinessBackend::poll(TimePoint deadline) {
 
   const std::span<const epoll_event> events = selector_->wait(milliseconds);
   now_ = kernel_.now();
-  context_.moved_bytes = 0;
+  context_.moved_bytes = context_.received_bytes = 0;
   ++statistics_.waits;
   if (!events.empty()) {
     ++statistics_.wakeups;
@@ -328,9 +328,14 @@ void ReadinessBackend::serve_ready(StreamWorkList& streams,
 void ReadinessBackend::serve_busy() {
   const std::size_t bytes_max =
       std::max(context_.turn_bytes, kBytesPerExamined * selector_->examined());
-  do {
-    round_.pop_front()->on_ready();
-  } while (!round_.empty() && context_.moved_bytes + round_.front()->recently_moved() <= bytes_max);
+  const auto room = [&] { return bytes_max - std::min(bytes_max, context_.moved_bytes); };
+  round_.pop_front()->on_ready();
+  while (!round_.empty() && round_.front()->recently_moved() <= room()) {
+    ReadinessStream* next = round_.pop_front();
+    context_.receive_max = next->receivable(room());  // it may have more than the last time
+    next->on_ready();
+  }
+  context_.receive_max = kReadBudgetBytes;
 }
 
 void ReadinessBackend::serve_retries() {

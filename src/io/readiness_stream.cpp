@@ -199,11 +199,21 @@ void ReadinessStream::on_ready() {
 }
 
 void ReadinessStream::serve(std::uint32_t events) {
-  const std::size_t before = context_.moved_bytes;
+  const std::size_t moved_before = context_.moved_bytes;
+  const std::size_t received_before = context_.received_bytes;
   take_events(events);
-  const std::size_t moved = std::min<std::size_t>(context_.moved_bytes - before, UINT32_MAX);
+  const std::size_t moved = std::min<std::size_t>(context_.moved_bytes - moved_before, UINT32_MAX);
+  const std::size_t received = std::min(context_.received_bytes - received_before, moved);
   // Halved, not forgotten: a flood has a short read now and then.
   recently_moved_ = std::max(static_cast<std::uint32_t>(moved), recently_moved_ / 2);
+  recently_received_ = std::max(static_cast<std::uint32_t>(received), recently_received_ / 2);
+}
+
+std::size_t ReadinessStream::receivable(std::size_t room) const noexcept {
+  if (recently_received_ == 0) return std::clamp<std::size_t>(room, 1, kReadBudgetBytes);
+  const std::uint64_t share = std::uint64_t{std::min<std::size_t>(room, UINT32_MAX)} *
+                              recently_received_ / std::max(recently_moved_, recently_received_);
+  return std::clamp<std::size_t>(share, 1, kReadBudgetBytes);
 }
 
 void ReadinessStream::take_events(std::uint32_t events) {
@@ -234,18 +244,19 @@ void ReadinessStream::take_events(std::uint32_t events) {
 void ReadinessStream::receive() {
   std::size_t received = 0;
   for (int call = 1; !input_ended_; ++call) {
-    const ssize_t result =
-        context_.kernel.recv(fd_, context_.scratch.data(), context_.scratch.size(), 0);
+    const std::size_t asked = std::min(context_.scratch.size(), context_.receive_max - received);
+    const ssize_t result = context_.kernel.recv(fd_, context_.scratch.data(), asked, 0);
     if (result > 0) {
       const auto size = static_cast<std::size_t>(result);
       received += size;
       context_.moved_bytes += size;
+      context_.received_bytes += size;
       retry_delay_ = Duration::zero();
-      const bool drained = size < context_.scratch.size() && !read_to_end_;
+      const bool drained = size < asked && !read_to_end_;
       if (drained) readable_ = false;
       handler_.on_received(context_.scratch.first(size));
       if (closed() || !receiving_ || drained) return;
-      const bool more_later = received >= kReadBudgetBytes || call >= kReadBudgetCalls;
+      const bool more_later = received >= context_.receive_max || call >= kReadBudgetCalls;
       if (!more_later && (edge() || read_to_end_)) continue;
       // A level-triggered selector tells again by itself.
       if (edge() || !registered_) make_ready();

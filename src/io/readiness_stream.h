@@ -27,19 +27,24 @@ struct StreamRetryTag;
 using StreamWorkList = IntrusiveList<ReadinessStream, StreamWorkTag>;
 using StreamRetryList = IntrusiveList<ReadinessStream, StreamRetryTag>;
 
+/// What a stream receives in a turn at most, in bytes.
+inline constexpr std::size_t kReadBudgetBytes = std::size_t{64} * 1024;
+
 /// What the streams of one back-end share.
 struct ReadinessContext {
   Kernel& kernel;
   Selector& selector;
   IoStatistics& statistics;
   Trigger trigger;
-  std::span<std::byte> scratch;  // what recv fills; lent to one handler at a time
-  std::size_t turn_bytes;        // IoOptions::turn_bytes
-  std::size_t moved_bytes = 0;   // received and sent, by all, since the last wait
-  StreamWorkList ready{};        // to be served by the next poll() without an event
-  StreamWorkList busy{};         // the same, for those that move much: behind all others
-  StreamWorkList dying{};        // closed; on_closed is due at the end of poll()
-  StreamRetryList retrying{};    // wait for the kernel to find memory
+  std::span<std::byte> scratch;                // what recv fills; lent to one handler at a time
+  std::size_t turn_bytes;                      // IoOptions::turn_bytes
+  std::size_t moved_bytes = 0;                 // received and sent, by all, since the last wait
+  std::size_t received_bytes = 0;              // received, likewise
+  std::size_t receive_max = kReadBudgetBytes;  // what the stream that is served may receive
+  StreamWorkList ready{};                      // to be served by the next poll() without an event
+  StreamWorkList busy{};       // the same, for those that move much: behind all others
+  StreamWorkList dying{};      // closed; on_closed is due at the end of poll()
+  StreamRetryList retrying{};  // wait for the kernel to find memory
 };
 
 class ReadinessStream final : public Stream,
@@ -86,12 +91,13 @@ class ReadinessStream final : public Stream,
   /// Bytes received and sent when it was served last, or half as many as before that if this is
   /// more: what it may cost the next time.
   std::size_t recently_moved() const noexcept { return recently_moved_; }
+  /// How much of its input fits into `room` bytes to be moved, if it answers as it did of late.
+  std::size_t receivable(std::size_t room) const noexcept;
   TimePoint retry_at() const noexcept { return retry_at_; }
   /// The descriptor of a detached stream that is to be buried, or -1; once.
   int take_detached() noexcept { return std::exchange(detached_fd_, -1); }
 
  private:
-  static constexpr std::size_t kReadBudgetBytes = 64 * 1024;  // per stream and turn
   static constexpr int kReadBudgetCalls = 4;
   static constexpr std::size_t kLightBytes = 16 * 1024;  // received and sent; above that: busy
   static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
@@ -122,8 +128,9 @@ class ReadinessStream final : public Stream,
   std::uint32_t armed_events_ = 0;
   std::uint32_t deferred_events_ = 0;  // came while it was busy
   std::uint32_t recently_moved_ = 0;
-  int send_error_ = 0;       // to be reported by the next poll()
-  bool registered_ = false;  // the selector knows the descriptor
+  std::uint32_t recently_received_ = 0;  // of these
+  int send_error_ = 0;                   // to be reported by the next poll()
+  bool registered_ = false;              // the selector knows the descriptor
   bool connecting_ = false;
   bool receiving_ = true;    // the owner wants input
   bool readable_ = false;    // there may be input that no further event will announce
