@@ -98,7 +98,8 @@ void Offloads::begin(WorkerPool& pool, TcpConnection& peer, Work work, OffloadOp
   job->arm();
   // From here on the job tells us what became of it, whatever happens.
   Task task = [job = std::move(job)] { job->run(); };
-  Task admitted = [loop, id] {
+  // Without memory for this the connection would stay paused for ever; as report() does, it aborts.
+  Task admitted = [loop, id]() noexcept {
     static_cast<void>(Mailbox::post(loop, [id] { of(*EventLoop::current()).admitted(id); }));
   };
   const Admission admission = pool.post_or_wait(std::move(task), std::move(admitted));
