@@ -595,8 +595,33 @@ void TcpConnection::stage_backlog() noexcept {
   while (output_.bytes() < kFlushBytes) {
     MessageNode* message = backlog_->messages.pop();
     if (message == nullptr) return;
-    output_.append(message);
+    if (!copy_small(message)) output_.append(message);
   }
+}
+
+// Small messages leave together, as small sends do: one at a time they would soon be all the pieces
+// that one gathered send takes. False: there is no room or no memory for a copy, and nothing has
+// been done.
+bool TcpConnection::copy_small(MessageNode* message) noexcept {
+  const std::size_t size = message->size();
+  if (size >= kSharedPayload) return false;
+  const std::size_t charge = output_.charge_of_copy(size);
+  const std::size_t owned = message->charge - message->shared_charge;
+  const std::size_t cap = limits().output_max;
+  if (charge > owned) {  // a new block, for more than this one
+    const std::size_t held = output_.charge() + backlog_charge() + charge;
+    if (cap != 0 && held > cap) return false;
+    if (!loop_->memory().charge(charge - owned)) return false;
+  }
+  try {
+    output_.append_copy(table_->pool(), std::span(message->begin, size));
+  } catch (const std::bad_alloc&) {
+    if (charge > owned) loop_->memory().discharge(charge - owned);
+    return false;
+  }
+  if (charge < owned) loop_->memory().discharge(owned - charge);
+  table_->pool().release_message(message);
+  return true;
 }
 
 void TcpConnection::discard_backlog() noexcept {

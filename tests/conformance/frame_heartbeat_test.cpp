@@ -149,11 +149,6 @@ TEST_P(FrameHeartbeats, APongPassesTheMessagesThatWaitButIsNeverInsideOne) {
 TEST_P(FrameHeartbeats, APeerThatPingsAndDoesNotReadIsStoppedAtTheHighWaterMark) {
   World::Link link = connect(LineCodec(), kLines);
   shrink_buffers(link);
-  // In both directions: what the kernel holds need not be answered here.
-  const int small = 16 * 1024;
-  ASSERT_EQ(
-      linux_kernel().setsockopt(link.client.get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
-  ASSERT_TRUE(link.connection->set_option(SOL_SOCKET, SO_RCVBUF, small));
   std::string pings;
   for (int i = 0; i < 4'000; ++i)
     pings += "PING\n";

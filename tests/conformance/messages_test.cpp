@@ -481,6 +481,32 @@ TEST_P(Messages, OtherSendsKeepTheirPlaceAndAreNeverDropped) {
   EXPECT_TRUE(strictly_rising(order));
 }
 
+// 64 pieces are all that one gathered send takes.
+TEST_P(Messages, SmallOnesThatWaitedLeaveTogether) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "a completion back-end sends in later polls");
+  World::Link link = connect_with(SlowConsumer::drop_oldest, 4 * kMiB);
+  stall(link);
+  constexpr std::uint64_t kSmall = 5000;
+  constexpr std::size_t kSize = 20;
+  for (std::uint64_t i = 0; i < kSmall; ++i)
+    EXPECT_NE(link.connection->send_message(shared_message(i, 'm', kSize)), SendOutcome::dropped);
+  const std::size_t charged_before = charged();
+  std::size_t fullest = 0;
+  world.tap.on_send = [&](int, std::span<const iovec> pieces) {
+    std::size_t size = 0;
+    for (const iovec& piece : pieces)
+      size += piece.iov_len;
+    fullest = std::max(fullest, size);
+  };
+  const std::vector<std::uint64_t> order = numbers(drain(link), 'm');
+  world.tap.on_send = nullptr;
+  EXPECT_EQ(order.size(), kSmall);
+  EXPECT_TRUE(strictly_rising(order));
+  EXPECT_GT(fullest, 64 * kSize);
+  EXPECT_GT(charged_before, kSmall * kSize);
+  EXPECT_EQ(charged(), 0U);
+}
+
 // -- Ends --
 
 TEST_P(Messages, FinishAndCloseSendWhatWaitsFirst) {

@@ -356,6 +356,7 @@ class TcpConnection final : private StreamHandler,
   bool charge_shared(const SharedBytes& payload) noexcept;
   void count_dropped(std::uint64_t messages) noexcept;
   void stage_backlog() noexcept;
+  bool copy_small(MessageNode* message) noexcept;
   void discard_backlog() noexcept;
   template <class TrySend>
   void send_or_end(TrySend try_it);
