@@ -23,7 +23,7 @@ TSAN_RUN = $(shell [ "$$(cat /proc/sys/vm/mmap_rnd_bits 2>/dev/null || echo 0)" 
 
 .NOTPARALLEL:
 .PHONY: help run test tsan soak fuzz clang lint format format-check bench bench-idle bench-promises \
-        bench-fairness bench-broadcast bench-slowloris bench-designs bench-timers coverage docs install-packages clean
+        bench-fairness bench-storm bench-broadcast bench-slowloris bench-designs bench-timers coverage docs install-packages clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,10 +51,11 @@ tsan: ## build with ThreadSanitizer, run every test, then the stress tests at le
 	@$(TSAN_RUN) $(CTEST) --test-dir build/tsan
 	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(TSAN_RUN) $(CTEST) --test-dir build/tsan -R '^stress\.|four_producers'
 
-soak: ## run the stress tests at length (MESSAGES=2500000 for each of four producers)
+soak: ## run the stress tests at length (MESSAGES=2500000 for each of four producers), all splits of 24 bytes one by one
 	@$(INSTALL) build test
 	@cmake --preset debug -Wno-dev >/dev/null
-	@cmake --build build/debug -j$(JOBS) --target penstock_stress_test penstock_loop_test
+	@cmake --build build/debug -j$(JOBS) --target penstock_stress_test penstock_loop_test penstock_frame_test
+	@PENSTOCK_TEST_SPLIT_BYTES=24 $(CTEST) --test-dir build/debug -R 'EverySplitGivesTheSame'
 	@PENSTOCK_STRESS_MESSAGES=$(MESSAGES) PENSTOCK_TEST_TASKS=$(MESSAGES) $(CTEST) --test-dir build/debug -R '^stress\.|four_producers'
 
 fuzz: ## run each fuzzer for FUZZ_SECONDS=20, beginning with fuzz/corpus/; fails on a finding
@@ -106,6 +107,9 @@ bench-promises: ## clients that never read, half-closes, no descriptors, the sam
 
 bench-fairness: ## a quiet connection beside others that flood, the same servers (ARGS)
 	$(BENCH) bench/fairness.py --out build/bench $(ARGS)
+
+bench-storm: ## a quiet connection beside 20,000 connects a second, the same servers (ARGS)
+	$(BENCH) bench/fairness.py --storm 20000 --seconds 2 --out build/bench $(ARGS)
 
 bench-broadcast: ## one message to 10,000 connections, a tenth of them stalled (ARGS)
 	$(BENCH) bench/broadcast.py --out build/bench $(ARGS)

@@ -4,7 +4,12 @@
 Per server, in interleaved rounds: one connection sends 64 B and awaits them, at a modest pace, in turns alone and beside four connections that keep
 1 MiB each under way (load/neighbours.c, which also says why the load's own work is not in the times). Reports the quiet one's times alone and beside
 the floods, their ratio, and what the floods got through, also as a share of what they get through a Penstock that does not divide its time (the same
-program with --turn-bytes 0). Needs Python 3.11, nothing else.
+program with --divided no). With --compute the handlers compute for what they are given, in Penstock's servers only.
+
+With --storm the neighbours connect and reset so many times a second, in place of flooding; reported is then also what is left of them afterwards:
+memory, descriptors, and what the server still does when there is nothing to do.
+
+Needs Python 3.11, nothing else.
 
 Exit status: 0 all measured; 1 a wrong or missing byte, or a failed server; 2 wrong usage or a missing program.
 """
@@ -17,6 +22,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 
 import run
 
@@ -24,6 +30,7 @@ LOAD_SECONDS_MAX = 120.0
 SERVER_PRIORITY = 10  # of SCHED_FIFO; the load's are in load/neighbours.c
 RATIO_MAX, SHARE_MIN = 2.0, 0.9  # what Penstock is to keep
 UNFAIR = " (undivided)"
+IDLE_SECONDS = 2.0  # in which the server is watched after a storm
 
 
 def servers(arguments, notes):
@@ -31,13 +38,36 @@ def servers(arguments, notes):
     bench = arguments.bin / "bench"
     chosen = {}
     for backend in ("epoll", "epoll-et"):
-        command = [str(bench / "penstock_echo"), "--listen", "127.0.0.1:0", "--backend", backend]
+        command = [str(bench / "penstock_echo"), "--listen", "127.0.0.1:0", "--backend", backend, "--compute", str(arguments.compute)]
         chosen[f"penstock-{backend}"] = command
-        chosen[f"penstock-{backend}{UNFAIR}"] = [*command, "--turn-bytes", "0"]
+        if not arguments.storm:
+            chosen[f"penstock-{backend}{UNFAIR}"] = [*command, "--divided", "no"]
+    if arguments.compute > 0:
+        return chosen
     chosen[run.REFERENCE] = [str(bench / "epoll_echo")]
     if arguments.peers:
         chosen |= {server.name: server.commands["echo"] for server in run.peer_servers(arguments.bin, notes)}
     return chosen
+
+
+def state_of(process):
+    """What a process holds and has used."""
+    status = pathlib.Path(f"/proc/{process}/status").read_text()
+    fields = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return {"resident_kibibytes": int(status.split("VmRSS:")[1].split()[0]),
+            "descriptors": len(os.listdir(f"/proc/{process}/fd")),
+            "cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")}
+
+
+def what_is_left(before, process):
+    """Behind a storm, against the state before it."""
+    time.sleep(0.5)
+    after = state_of(process)
+    time.sleep(IDLE_SECONDS)
+    later = state_of(process)
+    return {"growth_mebibytes": (after["resident_kibibytes"] - before["resident_kibibytes"]) / 1024,
+            "descriptors": after["descriptors"] - before["descriptors"],
+            "idle_core_share": (later["cpu_seconds"] - after["cpu_seconds"]) / IDLE_SECONDS}
 
 
 def measure(arguments, name, command):
@@ -45,16 +75,22 @@ def measure(arguments, name, command):
     cores = {arguments.server_core, arguments.load_core}
     with run.RunningServer(name, prefix + command, arguments.server_core) as server:
         load = [str(arguments.bin / "bench" / "neighbours"), "--to", server.address, "--server-process", str(server.process.pid),
-                "--floods", str(arguments.floods), "--phases", str(arguments.phases), "--seconds", str(arguments.seconds)]
+                "--phases", str(arguments.phases), "--seconds", str(arguments.seconds)]
+        load += ["--storm", str(arguments.storm)] if arguments.storm else ["--floods", str(arguments.floods)]
+        before = state_of(server.process.pid)
         try:
-            done = subprocess.run(load, stdin=subprocess.DEVNULL, capture_output=True, timeout=LOAD_SECONDS_MAX,
+            done = subprocess.run(load, stdin=subprocess.DEVNULL, capture_output=True,
+                                  timeout=LOAD_SECONDS_MAX + 2 * arguments.phases * arguments.seconds,
                                   preexec_fn=lambda: os.sched_setaffinity(0, {arguments.load_core}))
         except subprocess.TimeoutExpired:
             raise run.RunError(f"{name}: the load did not end; cores {sorted(cores)}") from None
         if done.returncode != 0:
             raise run.RunError(f"{name}: {done.stderr.decode(errors='replace').strip()} (status {done.returncode})")
-    result = json.loads(done.stdout)
-    result["ratio"] = result["beside"]["answered_microseconds"]["p50"] / result["solo"]["answered_microseconds"]["p50"]
+        result = json.loads(done.stdout)
+        if arguments.storm:
+            result["left"] = what_is_left(before, server.process.pid)
+    for kind, quantile in (("ratio", "p50"), ("ratio_of_p99", "p99")):
+        result[kind] = result["beside"]["answered_microseconds"][quantile] / result["solo"]["answered_microseconds"][quantile]
     return result
 
 
@@ -81,6 +117,9 @@ def summarise(rounds, failures):
         } | {
             "ratio": statistics.median(result["ratio"] for result in results),
             "ratio_range": [min(result["ratio"] for result in results), max(result["ratio"] for result in results)],
+            "ratio_of_p99": statistics.median(result["ratio_of_p99"] for result in results),
+            "connects_per_second": statistics.median(result["beside"]["connects_per_second"] for result in results),
+            "left": {kind: max(result["left"][kind] for result in results) for kind in results[0].get("left", {})},
             "mebibytes_per_second": statistics.median(result["beside"]["mebibytes_per_second"] for result in results),
             "server_core_share": statistics.median(result["beside"]["server_core_share"] for result in results),
             "share_of_undivided": statistics.median(shares) if shares else None,
@@ -89,14 +128,39 @@ def summarise(rounds, failures):
     return summary
 
 
+def format_storm(outcome):
+    environment = outcome["environment"]
+    lines = ["## A quiet connection beside a storm of connects", "", describe(environment), "",
+             run.wrap("Time from the quiet one's send until the answer is at its socket, median of the rounds' p50 and p99; ratios: beside the storm "
+                      "to alone, of the medians and of the 99th percentiles, median of the rounds; left: half a second behind the last connect, "
+                      "the worst round; idle: in the two seconds behind that."), "",
+             "| server | alone p50 | p99 | beside p50 | p99 | ratio p50 | p99 | connects | server core | memory left | descriptors | idle |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
+    for name, row in outcome["summary"].items():
+        cells = [run.format_time(row[phase]["answered"][quantile]) for phase in ("solo", "beside") for quantile in ("p50", "p99")]
+        left = row["left"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['ratio']:.2f} | {row['ratio_of_p99']:.2f} | {row['connects_per_second']:,.0f}/s "
+                     f"| {100 * row['server_core_share']:.0f} % | {left['growth_mebibytes']:.1f} MiB | {left['descriptors']} "
+                     f"| {100 * left['idle_core_share']:.0f} % |")
+    lines.extend(f"| {name} | failed: {failure} |" for name, failure in outcome["failures"].items())
+    return "\n".join([*lines, "", run.format_notes(outcome["notes"])])
+
+
+def describe(environment):
+    priority = "at real-time priority" if environment["real_time"] else "at normal priority"
+    others = f"{environment['storm']:,} connects a second" if environment["storm"] else f"{environment['floods']} floods"
+    compute = f" whose handlers compute {environment['compute']:,} ns for each KiB" if environment["compute"] else ""
+    return run.wrap(f"{environment['cpu']}, {environment['cores']} cores, Linux {environment['kernel']}; server on core "
+                    f"{environment['server_core']}, load on core {environment['load_core']}, both {priority}; network: {environment['network']}, "
+                    f"{environment['congestion_control']}; {others}{compute}; {environment['rounds']} interleaved rounds of "
+                    f"{environment['phases']} phases of {environment['seconds']:g} s of each kind; {environment['time']}.")
+
+
 def format_report(outcome):
     environment = outcome["environment"]
-    priority = "at real-time priority" if environment["real_time"] else "at normal priority"
-    lines = ["## A quiet connection beside floods", "",
-             run.wrap(f"{environment['cpu']}, {environment['cores']} cores, Linux {environment['kernel']}; server on core "
-                      f"{environment['server_core']}, load on core {environment['load_core']}, both {priority}; network: {environment['network']}, "
-                      f"{environment['congestion_control']}; {environment['floods']} floods; {environment['rounds']} interleaved rounds of "
-                      f"{environment['phases']} phases of {environment['seconds']:g} s of each kind; {environment['time']}."), "",
+    if environment["storm"]:
+        return format_storm(outcome)
+    lines = ["## A quiet connection beside floods", "", describe(environment), "",
              run.wrap("Time from the quiet one's send until the answer is at its socket, median of the rounds' p50 and p99; ratio: p50 beside the "
                       "floods to p50 alone, median (min–max) of the rounds; share: of the same server's throughput when it does not divide its "
                       "time, in the same round."), "",
@@ -119,7 +183,9 @@ def missed_goals(summary):
             continue
         if row["ratio"] > RATIO_MAX:
             yield f"{name}: the quiet one's median is {row['ratio']:.2f} times that alone; the goal is {RATIO_MAX}."
-        if row["share_of_undivided"] < SHARE_MIN:
+        if row["left"] and row["ratio_of_p99"] > RATIO_MAX:
+            yield f"{name}: the quiet one's 99th percentile is {row['ratio_of_p99']:.2f} times that alone; the goal is {RATIO_MAX}."
+        if row["share_of_undivided"] and row["share_of_undivided"] < SHARE_MIN:
             yield f"{name}: the floods get {row['share_of_undivided']:.2f} of the undivided throughput; the goal is {SHARE_MIN}."
 
 
@@ -129,6 +195,10 @@ def parse_arguments():
     parser.add_argument("--phases", type=int, default=4, metavar="N", help="of each kind, per round and server (4)")
     parser.add_argument("--seconds", type=float, default=0.25, metavar="S", help="measured per phase (0.25)")
     parser.add_argument("--floods", type=int, default=4, metavar="N", help="connections that flood (4)")
+    parser.add_argument("--storm", type=int, default=0, metavar="N",
+                        help="connects a second, each reset at once, in place of floods (0: floods)")
+    parser.add_argument("--compute", type=int, default=0, metavar="NS",
+                        help="nanoseconds that a handler computes for each KiB it is given; peers are left out then (0)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: 1 round of 1 phase; the numbers mean little")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="leave out the servers on libevent, libuv and asio")
     parser.add_argument("--normal-priority", dest="real_time", action="store_false",
@@ -143,8 +213,10 @@ def parse_arguments():
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.phases = 1, 1
-    if arguments.rounds < 1 or arguments.phases < 1 or not 0.0 < arguments.seconds <= 10.0 or not 1 <= arguments.floods <= 64:
-        parser.error("--rounds and --phases must be at least 1, --seconds above 0 and at most 10, --floods from 1 to 64")
+    if arguments.rounds < 1 or arguments.phases < 1 or not 0.0 < arguments.seconds <= 60.0 or not 1 <= arguments.floods <= 64 \
+            or not 0 <= arguments.compute <= 1_000_000 or not 0 <= arguments.storm <= 1_000_000:
+        parser.error("--rounds and --phases must be at least 1, --seconds above 0 and at most 60, --floods from 1 to 64, --compute and --storm from 0 "
+                     "to 1,000,000")
     available = os.sched_getaffinity(0)
     if arguments.server_core == arguments.load_core or not {arguments.server_core, arguments.load_core} <= available:
         parser.error(f"the server and the load need a core each of {sorted(available)}")
@@ -168,7 +240,7 @@ def main():
     run.raise_descriptor_limit()
     network = run.choose_network(arguments.netns, arguments.congestion_control, notes)
     os.sched_setaffinity(0, {arguments.load_core})
-    environment = run.describe_environment(network, arguments) | {"floods": arguments.floods, "phases": arguments.phases,
+    environment = run.describe_environment(network, arguments) | {"floods": arguments.floods, "storm": arguments.storm, "compute": arguments.compute, "phases": arguments.phases,
                                                                   "real_time": arguments.real_time}
     rounds, failures, error = [], {}, None
     try:
@@ -195,8 +267,9 @@ def main():
     print(report)
     if arguments.out:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        (arguments.out / "fairness.json").write_text(json.dumps(outcome, indent=1) + "\n")
-        (arguments.out / "fairness.md").write_text(report)
+        name = "storm" if arguments.storm else "compute" if arguments.compute else "fairness"
+        (arguments.out / f"{name}.json").write_text(json.dumps(outcome, indent=1) + "\n")
+        (arguments.out / f"{name}.md").write_text(report)
     return 1 if error or failures else 0
 
 

@@ -1,16 +1,17 @@
-/* One quiet connection, alone and beside neighbours that flood: what do they cost it? Prints one
- * line of JSON.
+/* One quiet connection, alone and beside neighbours that flood, or that connect and reset without
+ * end: what do they cost it? Prints one line of JSON.
  *
  *   quiet   sends 64 bytes, awaits them, rests for a random while, again.
  *   floods  keep 1 MiB under way on each of N connections, in writes of 64 KiB, and read as much.
+ *   storm   (--storm, in place of the floods) connects so many times a second, each connection reset
+ *           at once.
  *
- * Phases alternate on the same connections: the quiet one alone, then beside the floods, then alone
- * again. Floods must cost less here than in the server, or it would wait for them: they send from a
+ * Phases alternate: the quiet one alone, then beside the others, then alone again. Floods must cost less here than in the server, or it would wait for them: they send from a
  * file in memory, never sleep (waking a process on another core can cost the server more than
  * 64 KiB do), and of eight reads one is compared with the pattern of ../pattern.h, the others
  * are counted and dropped in the kernel (load.c compares every byte).
  *
- * Quiet and floods are two processes on one core, so the floods must not count as the server's
+ * Quiet and others are two processes on one core, so the others must not count as the server's
  * delay. Two things keep them out. The quiet process has real-time priority: when its rest is over
  * it takes the core, and the time is read when it has it, right before the send. And the end is not
  * when it has been woken, but when the reply reached its socket: the kernel's own time stamp of the
@@ -61,6 +62,9 @@ enum {
   kSamplesMax = 1 << 20, /* per kind of phase */
   kStallSecondsMax = 10,
   kTurnMillisecondsMax = 20,
+  kStormPauseMicroseconds = 100,
+  kConnectMicrosecondsMax = 50 * 1000,
+  kStormDebtMicrosecondsMax = 20 * 1000, /* what it is late by beyond this, it leaves out */
   kQuietPriority = 50,
   kFloodPriority = 40,
 };
@@ -69,9 +73,10 @@ enum exit_status { kExitOperatingError = 1, kExitWrongBytes = 2, kExitUsage = 64
 enum order { kRest, kFlood, kEnd };
 
 static const char kUsage[] =
-    "usage: neighbours --to IPV4:PORT --server-process PID [--floods N] [--phases N] [--seconds S] "
-    "[--settle S]\n"
+    "usage: neighbours --to IPV4:PORT --server-process PID [--floods N | --storm N] [--phases N] "
+    "[--seconds S] [--settle S]\n"
     "  --floods   connections that flood (4)\n"
+    "  --storm    connects a second, each reset at once, in place of floods\n"
     "  --phases   of each kind (4)\n"
     "  --seconds  measured in each phase (0.25)\n"
     "  --settle   before that, not measured (0.1)\n";
@@ -79,6 +84,7 @@ static const char kUsage[] =
 struct options {
   struct sockaddr_in server;
   uint32_t floods;
+  uint32_t storm; /* connects a second; 0: floods */
   uint32_t phases;
   double seconds;
   double settle_seconds;
@@ -99,6 +105,7 @@ struct shared {
   _Atomic int order;
   _Atomic int is_flooding; /* 0 once everything has come back */
   _Atomic uint64_t received_bytes;
+  _Atomic uint64_t connects;
 };
 
 static struct options options = {.floods = 4, .phases = 4, .seconds = 0.25, .settle_seconds = 0.1};
@@ -162,6 +169,7 @@ static void parse_options(int argument_count, char** arguments) {
   static const struct option kOptions[] = {{"to", required_argument, NULL, 't'},
                                            {"server-process", required_argument, NULL, 'p'},
                                            {"floods", required_argument, NULL, 'f'},
+                                           {"storm", required_argument, NULL, 'c'},
                                            {"phases", required_argument, NULL, 'n'},
                                            {"seconds", required_argument, NULL, 's'},
                                            {"settle", required_argument, NULL, 'w'},
@@ -177,6 +185,9 @@ static void parse_options(int argument_count, char** arguments) {
         break;
       case 'f':
         options.floods = (uint32_t)parse_count("--floods", optarg, 1, kFloodsMax);
+        break;
+      case 'c':
+        options.storm = (uint32_t)parse_count("--storm", optarg, 1, 1000 * 1000);
         break;
       case 'n':
         options.phases = (uint32_t)parse_count("--phases", optarg, 1, 1000);
@@ -299,6 +310,45 @@ _Noreturn static void run_floods(void) {
   }
 }
 
+/* ---- The storm: likewise ---- */
+
+static void connect_and_reset(void) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) fail("socket");
+  const struct timeval patience = {.tv_usec = kConnectMicrosecondsMax};
+  if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) != 0) fail("SO_SNDTIMEO");
+  const struct linger at_once = {.l_onoff = 1};
+  if (setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) != 0) fail("SO_LINGER");
+  /* Over loopback this does not sleep, unless the backlog is full. */
+  if (connect(fd, (const struct sockaddr*)&options.server, sizeof options.server) == 0)
+    atomic_fetch_add(&shared->connects, 1);
+  else if (errno != EINPROGRESS)
+    fail("connect");
+  close(fd);
+}
+
+_Noreturn static void run_storm(void) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  become_real_time(kFloodPriority);
+  const uint64_t interval = UINT64_C(1000000000) / options.storm;
+  uint64_t due = 0;
+  for (;;) {
+    const int order = atomic_load(&shared->order);
+    const uint64_t time = clock_nanoseconds(CLOCK_MONOTONIC);
+    if (order == kEnd) exit(0);
+    if (order != kFlood) {
+      atomic_store(&shared->is_flooding, 0);
+    } else {
+      const bool begins = atomic_exchange(&shared->is_flooding, 1) == 0;
+      if (begins || due + kStormDebtMicrosecondsMax * UINT64_C(1000) < time) due = time;
+      for (; due <= time; due += interval)
+        connect_and_reset();
+    }
+    const struct timespec pause = {.tv_nsec = kStormPauseMicroseconds * 1000};
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &pause, NULL);
+  }
+}
+
 /* ---- The quiet connection ---- */
 
 struct samples {
@@ -307,6 +357,7 @@ struct samples {
   size_t count;
   uint64_t nanoseconds; /* measured, all phases */
   uint64_t flood_bytes;
+  uint64_t connects;
   uint64_t server_cpu;
 };
 
@@ -407,10 +458,12 @@ static void run_phase(enum order order, struct samples* samples) {
   exchange_for(options.settle_seconds, NULL);
   const uint64_t begin = clock_nanoseconds(CLOCK_MONOTONIC);
   const uint64_t bytes = atomic_load(&shared->received_bytes);
+  const uint64_t connects = atomic_load(&shared->connects);
   const uint64_t cpu = server_cpu_nanoseconds();
   exchange_for(options.seconds, samples);
   samples->server_cpu += server_cpu_nanoseconds() - cpu;
   samples->flood_bytes += atomic_load(&shared->received_bytes) - bytes;
+  samples->connects += atomic_load(&shared->connects) - connects;
   samples->nanoseconds += clock_nanoseconds(CLOCK_MONOTONIC) - begin;
 }
 
@@ -441,9 +494,10 @@ static void print_samples(const char* name, struct samples* samples) {
   print_times("woken", samples->woken, samples->count);
   printf(
       "\"samples\": %zu, \"seconds\": %.6f, \"mebibytes\": %.3f, \"mebibytes_per_second\": %.3f, "
-      "\"server_core_share\": %.4f}",
+      "\"connects_per_second\": %.1f, \"server_core_share\": %.4f}",
       samples->count, (double)samples->nanoseconds / 1e9, (double)samples->flood_bytes / 1048576.0,
       (double)samples->flood_bytes / 1048576.0 * 1e9 / (double)samples->nanoseconds,
+      (double)samples->connects * 1e9 / (double)samples->nanoseconds,
       (double)samples->server_cpu / (double)samples->nanoseconds);
 }
 
@@ -468,7 +522,10 @@ int main(int argument_count, char** arguments) {
   open_quiet();
   const pid_t child = fork();
   if (child < 0) fail("fork");
-  if (child == 0) run_floods();
+  if (child == 0) {
+    if (options.storm > 0) run_storm();
+    run_floods();
+  }
   const bool is_real_time = become_real_time(kQuietPriority);
 
   struct samples solo = make_samples();

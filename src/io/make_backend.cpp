@@ -70,7 +70,7 @@ Result<std::unique_ptr<IoBackend>> make_backend(Backend backend, Kernel& kernel,
   if (!selector) return std::unexpected(selector.error());
   const Trigger trigger = *resolved == Backend::epoll_edge ? Trigger::edge : Trigger::level;
   return ReadinessBackend::create(kernel, std::move(*selector), trigger, to_string(*resolved),
-                                  options.turn_bytes);
+                                  options);
 }
 
 }  // namespace penstock

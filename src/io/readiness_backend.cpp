@@ -57,7 +57,7 @@ WatchId watch_id(SlotId id) noexcept { return WatchId{id}; }
 
 ReadinessBackend::ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> selector,
                                    Trigger trigger, std::string_view name, UniqueFd wake_fd,
-                                   std::size_t turn_bytes)
+                                   IoOptions options)
     : IoBackend(kernel.now()),
       kernel_(kernel),
       selector_(std::move(selector)),
@@ -69,19 +69,21 @@ ReadinessBackend::ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> sel
                .statistics = statistics_,
                .trigger = trigger,
                .scratch = scratch_,
-               .turn_bytes = turn_bytes} {}
+               .budget = {.bytes = options.turn_bytes == 0 ? SIZE_MAX : options.turn_bytes,
+                          .time = options.turn_time <= Duration::zero() ? Duration::max()
+                                                                        : options.turn_time}} {}
 
 Result<std::unique_ptr<IoBackend>> ReadinessBackend::create(Kernel& kernel,
                                                             std::unique_ptr<Selector> selector,
                                                             Trigger trigger, std::string_view name,
-                                                            std::size_t turn_bytes) {
+                                                            IoOptions options) {
   const int fd = kernel.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (fd < 0) return failure(fd);
   UniqueFd wake_fd(kernel, fd);
   const int added = selector->add(fd, EPOLLIN, Token{});
   if (added < 0) return failure(added);
   return std::unique_ptr<IoBackend>(new ReadinessBackend(kernel, std::move(selector), trigger, name,
-                                                         std::move(wake_fd), turn_bytes));
+                                                         std::move(wake_fd), options));
 }
 
 ReadinessBackend::~ReadinessBackend() {
@@ -159,6 +161,9 @@ void ReadinessBackend::close_listener(ListenerId id) {
 }
 
 void ReadinessBackend::accept_from(SlotId id) {
+  const TimePoint end = context_.budget.time == Duration::max()
+                            ? kNever
+                            : add_clamped(kernel_.now(), room_of_turn().time / 4);
   for (int accepted = 0; accepted < kAcceptsPerTurn; ++accepted) {
     // Looked up each time: the handler may have closed or paused the listener.
     Listener* listener = listeners_.find(id);
@@ -170,6 +175,7 @@ void ReadinessBackend::accept_from(SlotId id) {
         kernel_.accept4(listener->fd.get(), address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (result >= 0) {
       listener->handler->on_accepted(UniqueFd(kernel_, result), SocketAddress(address, size));
+      if (end != kNever && kernel_.now() >= end) break;
       continue;
     }
     if (result == -EAGAIN) return;
@@ -228,7 +234,7 @@ void ReadinessBackend::unwatch(WatchId id) {
 
 // -- A poll ---------------------------------------------------------------------------------------
 
-int ReadinessBackend::wait_milliseconds(TimePoint deadline) {
+int ReadinessBackend::wait_milliseconds(TimePoint deadline, TimePoint called_at) {
   if (!context_.ready.empty() || !context_.dying.empty() || !ready_listeners_.empty()) return 0;
   if (!context_.busy.empty() || !round_.empty()) return 0;
   for (ReadinessStream* stream = context_.retrying.front(); stream != nullptr;
@@ -238,13 +244,26 @@ int ReadinessBackend::wait_milliseconds(TimePoint deadline) {
   if (deadline == kNever) return -1;
   if (deadline <= now_) return 0;
   // Rounded up: waking early would only mean waiting once more.
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - kernel_.now()).count();
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - called_at).count();
   constexpr std::int64_t kDay = 24 * 60 * 60 * 1000;
   return static_cast<int>(std::clamp<std::int64_t>(left, 0, kDay));
 }
 
-void ReadinessBackend::poll(TimePoint deadline) {
-  const int milliseconds = wait_milliseconds(deadline);
+// A clock reading for each event is worth it only where somebody may be taking long: after a turn
+// that did.
+void ReadinessBackend::decide_on_timing(Duration last_turn) noexcept {
+  const Duration usual = kTimePerExamined * static_cast<Duration::rep>(last_events_);
+  if (last_turn > std::max(context_.budget.time / 4, usual)) {
+    timed_turns_left_ = kTimedTurns;
+  } else if (timed_turns_left_ > 0) {
+    --timed_turns_left_;
+  }
+  context_.timed = timed_turns_left_ > 0;
+}
+
+void ReadinessBackend::poll(TimePoint deadline, TimePoint called_at) {
+  decide_on_timing(called_at - now_);
+  const int milliseconds = wait_milliseconds(deadline, called_at);
   // What is ready already has its turn in this poll; what becomes ready meanwhile, in the next one.
   StreamWorkList streams;
   while (ReadinessStream* stream = context_.ready.pop_front()) {
@@ -257,6 +276,8 @@ void ReadinessBackend::poll(TimePoint deadline) {
   const std::span<const epoll_event> events = selector_->wait(milliseconds);
   now_ = kernel_.now();
   context_.moved_bytes = context_.received_bytes = 0;
+  context_.clock = now_;
+  last_events_ = events.size();
   ++statistics_.waits;
   if (!events.empty()) {
     ++statistics_.wakeups;
@@ -291,6 +312,7 @@ void ReadinessBackend::dispatch(std::uint32_t events, Token token) {
       Listener* listener = listeners_.find_slot(token.slot);
       if (listener == nullptr || !token.names(listener->id)) break;
       if (!listener->linked()) accept_from(listener->id);
+      context_.read_clock();
       return;
     }
     case Token::Kind::watch: {
@@ -302,6 +324,7 @@ void ReadinessBackend::dispatch(std::uint32_t events, Token token) {
           .writable = (events & EPOLLOUT) != 0 || failed,
           .failed = failed,
       });
+      context_.read_clock();
       return;
     }
     case Token::Kind::wake: {
@@ -315,26 +338,38 @@ void ReadinessBackend::dispatch(std::uint32_t events, Token token) {
 
 void ReadinessBackend::serve_ready(StreamWorkList& streams,
                                    IntrusiveList<Listener, ListenerWorkTag>& listeners) {
-  while (Listener* listener = listeners.pop_front())
+  while (Listener* listener = listeners.pop_front()) {
     accept_from(listener->id);
+    context_.read_clock();
+  }
   while (ReadinessStream* stream = streams.pop_front())
     stream->on_ready();
 }
 
+// The look at the selector must stay cheap beside the work, so there is more work where it finds
+// more.
+TurnRoom ReadinessBackend::room_of_turn() const noexcept {
+  const std::size_t looked_at = selector_->examined();
+  return {.bytes = std::max(context_.budget.bytes, kBytesPerExamined * looked_at),
+          .time = std::max(context_.budget.time,
+                           kTimePerExamined * static_cast<Duration::rep>(looked_at))};
+}
+
 // Behind all others, and only so many that what has become ready meanwhile need not wait for them
 // all: the rest has its turn after another look at the selector. How many follows from what they
-// moved the last time; one always. The look must stay cheap beside the work, so there is more work
-// where it finds more.
+// cost the last time; one always.
 void ReadinessBackend::serve_busy() {
-  const std::size_t bytes_max =
-      std::max(context_.turn_bytes, kBytesPerExamined * selector_->examined());
-  const auto room = [&] { return bytes_max - std::min(bytes_max, context_.moved_bytes); };
-  round_.pop_front()->on_ready();
-  while (!round_.empty() && round_.front()->recently_moved() <= room()) {
+  const TurnRoom whole = room_of_turn();
+  const Duration time_of_one = context_.budget.time;
+  TurnRoom room{.bytes = SIZE_MAX, .time = time_of_one};
+  do {
     ReadinessStream* next = round_.pop_front();
-    context_.receive_max = next->receivable(room());  // it may have more than the last time
+    context_.receive_max = next->receivable(room);  // it may have more than the last time
     next->on_ready();
-  }
+    const Duration spent = context_.clock - now_;
+    room.bytes = whole.bytes - std::min(whole.bytes, context_.moved_bytes);
+    room.time = std::min(time_of_one, whole.time - std::min(whole.time, spent));
+  } while (!round_.empty() && round_.front()->fits(room));
   context_.receive_max = kReadBudgetBytes;
 }
 

@@ -18,11 +18,11 @@ struct ListenerWorkTag;
 
 class ReadinessBackend final : public IoBackend {
  public:
-  /// `name` outlives the back-end (a literal). `turn_bytes` as in IoOptions. Error: what eventfd and the selector answer.
+  /// `name` outlives the back-end (a literal). Error: what eventfd and the selector answer.
   static Result<std::unique_ptr<IoBackend>> create(Kernel& kernel,
                                                    std::unique_ptr<Selector> selector,
                                                    Trigger trigger, std::string_view name,
-                                                   std::size_t turn_bytes);
+                                                   IoOptions options);
   ~ReadinessBackend() override;
 
   std::string_view name() const override { return name_; }
@@ -35,7 +35,7 @@ class ReadinessBackend final : public IoBackend {
   Result<WatchId> watch(int fd, Interest interest, WatchHandler& handler) override;
   Result<void> change_watch(WatchId id, Interest interest) override;
   void unwatch(WatchId id) override;
-  void poll(TimePoint deadline) override;
+  void poll(TimePoint deadline, TimePoint called_at) override;
   void wake() override;
   bool more_waiting() const override { return selector_->more_waiting() || !round_.empty(); }
   const IoStatistics& statistics() const override { return statistics_; }
@@ -43,8 +43,10 @@ class ReadinessBackend final : public IoBackend {
  private:
   static constexpr int kAcceptsPerTurn = 16;
   static constexpr std::size_t kScratchSize = 64 * 1024;
-  // To be moved between two waits for each descriptor that a wait costs time for.
+  // To be moved, or to be spent, between two waits for each descriptor that a wait costs time for.
   static constexpr std::size_t kBytesPerExamined = 32 * 1024;
+  static constexpr Duration kTimePerExamined = std::chrono::microseconds(10);
+  static constexpr int kTimedTurns = 16;
 
   struct Listener : ListLink<ListenerWorkTag> {
     Listener(SlotId its_id, UniqueFd its_fd, AcceptHandler& its_handler) noexcept
@@ -65,12 +67,14 @@ class ReadinessBackend final : public IoBackend {
   };
 
   ReadinessBackend(Kernel& kernel, std::unique_ptr<Selector> selector, Trigger trigger,
-                   std::string_view name, UniqueFd wake_fd, std::size_t turn_bytes);
+                   std::string_view name, UniqueFd wake_fd, IoOptions options);
 
-  int wait_milliseconds(TimePoint deadline);
+  int wait_milliseconds(TimePoint deadline, TimePoint called_at);
+  void decide_on_timing(Duration last_turn) noexcept;
   void dispatch(std::uint32_t events, Token token);
   void accept_from(SlotId id);
   void serve_ready(StreamWorkList& streams, IntrusiveList<Listener, ListenerWorkTag>& listeners);
+  TurnRoom room_of_turn() const noexcept;
   void serve_busy();
   void serve_retries();
   void bury();
@@ -84,6 +88,8 @@ class ReadinessBackend final : public IoBackend {
   std::vector<std::byte> scratch_;
   IoStatistics statistics_;
   ReadinessContext context_;
+  int timed_turns_left_ = 0;
+  std::size_t last_events_ = 0;
   StreamWorkList round_;  // busy streams whose turn has come; they go before context_.busy
   SlotTable<ReadinessStream> streams_;
   SlotTable<Listener> listeners_;

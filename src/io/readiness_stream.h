@@ -30,14 +30,27 @@ using StreamRetryList = IntrusiveList<ReadinessStream, StreamRetryTag>;
 /// What a stream receives in a turn at most, in bytes.
 inline constexpr std::size_t kReadBudgetBytes = std::size_t{64} * 1024;
 
+/// What may still be spent in a turn.
+struct TurnRoom {
+  std::size_t bytes;  ///< To be moved: received and sent.
+  Duration time;
+};
+
 /// What the streams of one back-end share.
 struct ReadinessContext {
+  /// Whoever is served next is charged with the time from here on.
+  void read_clock() noexcept {
+    if (timed) clock = kernel.now();
+  }
+
   Kernel& kernel;
   Selector& selector;
   IoStatistics& statistics;
   Trigger trigger;
   std::span<std::byte> scratch;                // what recv fills; lent to one handler at a time
-  std::size_t turn_bytes;                      // IoOptions::turn_bytes
+  TurnRoom budget;                             // of the busy together; the largest values: none
+  bool timed = false;                          // whether `clock` is kept
+  TimePoint clock = TimePoint();               // the end of what was served last
   std::size_t moved_bytes = 0;                 // received and sent, by all, since the last wait
   std::size_t received_bytes = 0;              // received, likewise
   std::size_t receive_max = kReadBudgetBytes;  // what the stream that is served may receive
@@ -86,13 +99,18 @@ class ReadinessStream final : public Stream,
   SlotId id() const noexcept { return id_; }
   StreamHandler& handler() noexcept { return handler_; }
   bool closed() const noexcept { return fd_ < 0; }
-  /// Whether it moved much of late, and so waits behind the others.
-  bool busy() const noexcept { return recently_moved_ > kLightBytes && context_.turn_bytes != 0; }
-  /// Bytes received and sent when it was served last, or half as many as before that if this is
-  /// more: what it may cost the next time.
-  std::size_t recently_moved() const noexcept { return recently_moved_; }
-  /// How much of its input fits into `room` bytes to be moved, if it answers as it did of late.
-  std::size_t receivable(std::size_t room) const noexcept;
+  /// Whether it moved much or took long of late, and so waits behind the others.
+  bool busy() const noexcept {
+    return (recently_moved_ > kLightBytes && context_.budget.bytes != SIZE_MAX) ||
+           recently_held_ > context_.budget.time / 4;
+  }
+  /// Whether `room` suffices if it costs as much as it did of late: what it cost when it was served
+  /// last, or half of what it cost before that if this is more.
+  bool fits(TurnRoom room) const noexcept {
+    return recently_moved_ <= room.bytes && recently_held_ <= room.time;
+  }
+  /// How much of its input fits into `room`, by the same measure.
+  std::size_t receivable(TurnRoom room) const noexcept;
   TimePoint retry_at() const noexcept { return retry_at_; }
   /// The descriptor of a detached stream that is to be buried, or -1; once.
   int take_detached() noexcept { return std::exchange(detached_fd_, -1); }
@@ -100,6 +118,7 @@ class ReadinessStream final : public Stream,
  private:
   static constexpr int kReadBudgetCalls = 4;
   static constexpr std::size_t kLightBytes = 16 * 1024;  // received and sent; above that: busy
+  static constexpr std::size_t kSmallMessages = 1024;    // given in one piece, whatever they cost
   static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
   static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
 
@@ -129,6 +148,7 @@ class ReadinessStream final : public Stream,
   std::uint32_t deferred_events_ = 0;  // came while it was busy
   std::uint32_t recently_moved_ = 0;
   std::uint32_t recently_received_ = 0;  // of these
+  Duration recently_held_ = Duration::zero();
   int send_error_ = 0;                   // to be reported by the next poll()
   bool registered_ = false;              // the selector knows the descriptor
   bool connecting_ = false;

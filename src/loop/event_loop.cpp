@@ -186,8 +186,9 @@ void EventLoop::turn(Duration longest_wait) noexcept {
     }
   }
   const TimePoint polled = now();
-  lag_.record(read_clock() - polled);
-  backend_->poll(deadline);  // 4
+  const TimePoint time = read_clock();
+  lag_.record(time - polled);
+  backend_->poll(deadline, time);  // 4
   mailbox_->awake();
   // A full batch may have left somebody unheard, and whoever is busy waits for a turn: all that had
   // arrived when the first of these polls began has been dispatched when there is nobody left. What

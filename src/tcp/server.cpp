@@ -18,6 +18,7 @@ namespace {
 std::unique_ptr<EventLoop> make_loop(const TcpServerOptions& options) {
   EventLoopOptions loop{.backend = options.backend,
                         .kernel = options.kernel,
+                        .io = options.io,
                         .posted_bytes_max = options.posted_bytes_max};
   if (options.memory_max != 0) loop.memory_budget = make_counted<MemoryBudget>(options.memory_max);
   return std::make_unique<EventLoop>(std::move(loop));
@@ -119,6 +120,7 @@ Result<void> TcpServer::start_loops_and_listen(const ListenPlace& place) {
         LoopGroupOptions{.loops = options_.loops,
                          .loop = {.backend = options_.backend,
                                   .kernel = options_.kernel,
+                                  .io = options_.io,
                                   .posted_bytes_max = options_.posted_bytes_max,
                                   .memory_budget = loop_->memory().budget()},
                          .on_thread_start = [this](std::size_t index, EventLoop& loop) {

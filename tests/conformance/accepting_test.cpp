@@ -12,6 +12,7 @@
 #include "bytes/failing_allocation.h"
 #include "support/captured_log.h"
 #include "support/serving.h"
+#include "support/still_clock.h"
 #include "support/world.h"
 
 namespace penstock::test {
@@ -199,17 +200,6 @@ TEST_P(Accepting, AShortageThatLastsIsRetriedInTimeNotInALoop) {
   }
 }
 
-/// A clock that stands still, but for what the FaultyKernel before it adds.
-class StillClock final : public ForwardingKernel {
- public:
-  using ForwardingKernel::ForwardingKernel;
-
- private:
-  TimePoint raw_now() override { return begin_; }
-
-  const TimePoint begin_ = linux_kernel().now();
-};
-
 /// A server whose every accept fails for want of descriptors while the clock goes only as the test
 /// says; `lines` counts what is logged of it.
 class ShortageLog {
@@ -255,10 +245,9 @@ class ShortageLog {
   static constexpr Duration kInterval = std::chrono::seconds(1);          // of its log
 
  private:
-  StillClock still_{linux_kernel()};
 
  public:
-  FaultyKernel kernel{still_};
+  FaultyKernel kernel{StillClock::shared()};
 
  private:
   CapturedLog log_;

@@ -1,5 +1,5 @@
-// What the busy may cost the quiet (scenarios Q1 to Q6), on every back-end: counted in bytes and
-// turns, never in time.
+// What the busy may cost the quiet (scenarios Q1 to Q6), on every back-end: counted in bytes, in turns,
+// and in the time of a clock that goes only while a handler says so.
 
 #include <algorithm>
 #include <atomic>
@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "support/serving.h"
+#include "support/still_clock.h"
 #include "support/traffic.h"
 #include "support/world.h"
 
@@ -27,6 +28,8 @@ constexpr std::size_t divided_up(std::size_t sum, std::size_t by) { return (sum 
 
 class Fairness : public ConformanceTest {
  protected:
+  Fairness() : ConformanceTest(StillClock::shared()) {}
+
   /// A connection whose client sends all that the kernel takes.
   struct Flooder {
     World::Link link;
@@ -262,6 +265,257 @@ TEST_P(Fairness, ABusyConnectionWhoseInputWaitsForItsTurnIsNotSilent) {
     ASSERT_EQ(link.record->received.size(), sent);
   }
 }
+
+// -- Time -----------------------------------------------------------------------------------------
+
+constexpr Duration kTurnTime = IoOptions{}.turn_time;
+
+/// Connections whose handlers take long, for each message or for each byte.
+class SlowHandlers : public Fairness {
+ protected:
+  struct Slow {
+    World::Link link;
+    std::size_t calls = 0;
+    std::string received;
+    std::size_t most_at_once = 0;  ///< Bytes that one call was given.
+  };
+
+  std::unique_ptr<Slow> make_slow(Duration each_call, Duration each_kibibyte = Duration::zero()) {
+    auto slow = std::make_unique<Slow>();
+    ConnectionCallbacks callbacks;
+    callbacks.on_message = [this, each_call, each_kibibyte, &slow = *slow](TcpConnection&,
+                                                                           InputBuffer& in) {
+      ++slow.calls;
+      slow.most_at_once = std::max(slow.most_at_once, in.size());
+      world.kernel.advance(each_call + each_kibibyte * static_cast<Duration::rep>(in.size()) / 1024);
+      slow.received += in.take_string();
+    };
+    slow->link = world.connect(std::make_shared<Record>(), std::move(callbacks));
+    return slow;
+  }
+  std::vector<std::unique_ptr<Slow>> make_slow_ones(std::size_t count, Duration each_call) {
+    std::vector<std::unique_ptr<Slow>> slow;
+    for (std::size_t i = 0; i < count; ++i)
+      slow.push_back(make_slow(each_call));
+    return slow;
+  }
+  /// Each has a message that is ready when this returns.
+  static void ask(const std::vector<std::unique_ptr<Slow>>& slow) {
+    for (const auto& each : slow)
+      write_byte(each->link);
+  }
+  static std::size_t calls(const std::vector<std::unique_ptr<Slow>>& slow) {
+    std::size_t sum = 0;
+    for (const auto& each : slow)
+      sum += each->calls;
+    return sum;
+  }
+  /// A turn has been long, the next one is timed: from then on it is known who is slow.
+  void learn(const std::vector<std::unique_ptr<Slow>>& slow) {
+    for (int turn = 0; turn < 2; ++turn) {
+      ask(slow);
+      world.settle();
+    }
+  }
+
+  void SetUp() override {
+    PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "handlers run in a later poll, and are not timed");
+  }
+};
+
+// Q1: small messages, each of which takes long.
+TEST_P(SlowHandlers, AQuietConnectionIsServedBeforeThemAndWaitsForOneAtMost) {
+  const auto slow = make_slow_ones(6, std::chrono::milliseconds(1));
+  World::Link quiet = world.connect();
+  learn(slow);
+  for (std::size_t round = 1; round <= 12; ++round) {
+    ask(slow);
+    const std::size_t before = calls(slow);
+    world.loop.step();
+    EXPECT_EQ(calls(slow) - before, 1u) << "one uses up the time";
+    write_byte(quiet);
+    world.loop.step();
+    EXPECT_EQ(quiet.record->received.size(), round);
+    EXPECT_EQ(calls(slow) - before, 2u);
+    world.settle();
+    for (const auto& each : slow)
+      EXPECT_EQ(each->received.size(), 2 + round) << "nobody is left out";
+  }
+}
+
+// Q1: those that together fit into the time are served in one turn.
+TEST_P(SlowHandlers, ATurnServesAsManyAsFitIntoItsTime) {
+  const auto slow = make_slow_ones(6, kTurnTime / 3);
+  learn(slow);
+  for (int round = 0; round < 6; ++round) {
+    ask(slow);
+    for (int turn = 1; turn <= 2; ++turn) {
+      const std::size_t before = calls(slow);
+      world.loop.step();
+      EXPECT_EQ(calls(slow) - before, 3u);
+    }
+    world.settle();
+  }
+}
+
+// Q1: much input, of which each byte takes a while: it is given in pieces that fit.
+TEST_P(SlowHandlers, AConnectionIsGivenNoMoreInputThanItsTimeAllows) {
+  const auto slow = make_slow(Duration::zero(), std::chrono::microseconds(20));
+  World::Link quiet = world.connect();
+  constexpr std::size_t kInTime = 5 * 1024;  // 100 us
+  const std::string bytes = pattern(600 * 1024);
+  std::size_t sent = 0;
+  std::size_t rounds = 0;
+  for (int turn = 0; slow->received.size() < bytes.size(); ++turn) {
+    ASSERT_LT(turn, 1000);
+    const std::string_view left = std::string_view(bytes).substr(sent);
+    const ssize_t taken =
+        linux_kernel().send(slow->link.client.get(), left.data(), left.size(), MSG_DONTWAIT);
+    if (taken > 0) sent += static_cast<std::size_t>(taken);
+    if (slow->received.size() < sent)
+      wait_for(linux_kernel(), slow->link.connection->descriptor(), POLLIN);
+    if (turn == 2) slow->most_at_once = 0;  // it takes two turns to learn
+    write_byte(quiet);
+    const TimePoint before = world.kernel.now();
+    world.loop.step();
+    EXPECT_EQ(quiet.record->received.size(), ++rounds);
+    if (turn >= 2) {
+      EXPECT_LE(world.kernel.now() - before, kTurnTime);
+    }
+  }
+  EXPECT_EQ(slow->received, bytes);
+  EXPECT_LE(slow->most_at_once, kInTime);
+  EXPECT_GT(slow->most_at_once, kInTime - 1024);
+}
+
+// Q1: a small message stays whole, whatever it costs.
+TEST_P(SlowHandlers, ASmallMessageIsNotCutForTheTimeItTakes) {
+  const auto slow = make_slow(std::chrono::seconds(1));
+  const std::string message = pattern(1024);
+  for (std::size_t round = 1; round <= 10; ++round) {
+    deliver(slow->link, message);
+    world.settle();
+    EXPECT_EQ(slow->calls, round);
+    EXPECT_EQ(slow->received.size(), round * message.size());
+  }
+}
+
+// Q5: accepting has its time too; who comes in numbers is accepted over several turns, and no
+// further event is needed for that.
+TEST_P(SlowHandlers, AcceptingUsesUpAQuarterOfTheTimeAtMost) {
+  constexpr std::size_t kClients = 12;
+  constexpr Duration kEach = std::chrono::microseconds(10);
+  constexpr Duration kTimePerDescriptor = std::chrono::microseconds(10);
+  TcpServer server(world.loop);
+  std::size_t connects = 0;
+  server.on_connect([&](TcpConnection&) {
+    ++connects;
+    world.kernel.advance(kEach);
+  });
+  ASSERT_TRUE(server.start().has_value());
+  World::Link quiet = world.connect();
+  std::vector<UniqueFd> clients;
+  for (std::size_t i = 0; i < kClients; ++i)
+    clients.push_back(start_connect(linux_kernel(), server.address()));
+  for (const UniqueFd& client : clients)
+    ASSERT_NE(wait_for(linux_kernel(), client.get(), POLLOUT), 0);
+  std::size_t turns = 0;
+  while (connects < kClients) {
+    ASSERT_LT(++turns, 100u);
+    write_byte(quiet);
+    const std::size_t before = connects;
+    world.loop.step();
+    EXPECT_GE(connects - before, 1u);
+    // The last one may begin just within the time. To poll() every descriptor counts.
+    const std::size_t looked_at = registers_with_the_kernel(GetParam()) ? 2 : 4 + connects;
+    const Duration time =
+        std::max(kTurnTime, kTimePerDescriptor * static_cast<Duration::rep>(looked_at)) / 4;
+    EXPECT_LE(kEach * static_cast<Duration::rep>(connects - before - 1), time);
+    EXPECT_EQ(quiet.record->received.size(), turns);
+  }
+  EXPECT_GE(turns, 3u);
+  server.stop();
+  ASSERT_TRUE(world.run_until([&] { return server.statistics().live == 0; }));
+}
+
+// Q1: what was long once is forgotten within a few turns.
+TEST_P(SlowHandlers, WhoTookLongOnceIsSoonLikeTheOthers) {
+  Duration takes = std::chrono::milliseconds(1);
+  std::size_t served = 0;
+  std::vector<World::Link> links;
+  for (int i = 0; i < 6; ++i) {
+    ConnectionCallbacks callbacks;
+    callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+      ++served;
+      in.consume(in.size());
+      world.kernel.advance(takes);
+    };
+    links.push_back(world.connect(std::make_shared<Record>(), std::move(callbacks)));
+  }
+  const auto ask_all = [&] {
+    for (const World::Link& link : links)
+      write_byte(link);
+  };
+  for (int turn = 0; turn < 2; ++turn) {
+    ask_all();
+    world.settle();
+  }
+  ask_all();
+  served = 0;
+  world.loop.step();
+  EXPECT_EQ(served, 1u);
+  world.settle();
+  takes = Duration::zero();
+  for (int turn = 0; turn < 6; ++turn) {  // 1 ms is six halvings above a quarter of the budget
+    ask_all();
+    world.settle();
+  }
+  ask_all();
+  served = 0;
+  world.loop.step();
+  EXPECT_EQ(served, links.size());
+}
+
+PENSTOCK_ON_EVERY_BACKEND(SlowHandlers);
+
+/// A clock that counts how often it is read.
+class CountedClock final : public ForwardingKernel {
+ public:
+  CountedClock() : ForwardingKernel(linux_kernel()) {}
+  std::size_t readings = 0;
+
+ private:
+  TimePoint raw_now() override {
+    ++readings;
+    return StillClock::shared().now();
+  }
+};
+
+class ClockReadings : public testing::TestWithParam<Backend> {
+ protected:
+  CountedClock clock;
+  World world{GetParam(), {}, clock};
+};
+
+// Performance: as long as turns are short no connection is timed.
+TEST_P(ClockReadings, AShortTurnReadsTheClockTwiceHoweverManyItServes) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "one back-end inside of another");
+  std::vector<World::Link> links;
+  for (int i = 0; i < 20; ++i)
+    links.push_back(world.connect());
+  world.settle();
+  for (const World::Link& link : links)
+    deliver(link, "x");
+  const std::size_t before = clock.readings;
+  world.loop.step();
+  for (const World::Link& link : links)
+    EXPECT_EQ(link.record->received, "x");
+  EXPECT_EQ(clock.readings - before, 2u);
+}
+
+PENSTOCK_ON_EVERY_BACKEND(ClockReadings);
+
+// -- Much to read, much that is ready -------------------------------------------------------------
 
 // Q2: what the budget leaves is fetched by the loop itself; no further byte announces it.
 TEST_P(Fairness, AFirehoseIsDrainedOverManyTurnsWithoutAFurtherEdge) {

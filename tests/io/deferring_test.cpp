@@ -28,7 +28,7 @@ class DeferringTest : public testing::Test {
   }
   void poll_until(const std::function<bool()>& condition) {
     EXPECT_TRUE(eventually([&] {
-      if (!condition()) backend->poll(TimePoint::min());
+      if (!condition()) backend->poll(TimePoint::min(), linux_kernel().now());
       return condition();
     }));
   }
@@ -75,10 +75,10 @@ TEST_F(DeferringTest, memory_lent_until_a_close_is_looked_at_until_on_closed) {
 TEST_F(DeferringTest, what_was_taken_before_stop_receive_is_delivered_after_it) {
   send_text(linux_kernel(), peer.get(), "taken");
   wait_for(linux_kernel(), handler.stream->descriptor(), POLLIN);
-  backend->poll(TimePoint::min());  // taken, not delivered
+  backend->poll(TimePoint::min(), linux_kernel().now());  // taken, not delivered
   EXPECT_EQ(handler.received, "");
   handler.stream->stop_receive();
-  backend->poll(TimePoint::min());
+  backend->poll(TimePoint::min(), linux_kernel().now());
   EXPECT_EQ(handler.received, "taken");
 }
 
@@ -92,7 +92,7 @@ TEST_F(DeferringTest, a_second_send_while_one_is_pending_ends_the_test) {
 
 TEST_F(DeferringTest, closing_is_told_some_polls_later) {
   handler.stream->close();
-  backend->poll(TimePoint::min());
+  backend->poll(TimePoint::min(), linux_kernel().now());
   EXPECT_FALSE(handler.has("closed"));
   poll_until([&] { return handler.stream == nullptr; });
   handler.stream =

@@ -107,14 +107,14 @@ class IoTest : public testing::TestWithParam<Backend> {
   /// One poll that does not wait.
   void poll(int times = 1) {
     for (int i = 0; i < times; ++i)
-      backend->poll(TimePoint::min());
+      backend->poll(TimePoint::min(), kernel.now());
   }
   /// Polls until the condition holds; false after ten seconds.
   [[nodiscard]] bool poll_until(const std::function<bool()>& condition) {
     const TimePoint end = linux_kernel().now() + std::chrono::seconds(10);
     while (!condition()) {
       if (linux_kernel().now() > end) return false;
-      backend->poll(kernel.now() + std::chrono::milliseconds(2));
+      backend->poll(kernel.now() + std::chrono::milliseconds(2), kernel.now());
     }
     return true;
   }

@@ -363,14 +363,14 @@ TEST_P(PollBackendTest, AWatchWhoseDescriptorIsClosedUnderItDoesNotSpin) {
   Noting handler;
   UniqueFd fd(linux_kernel(), linux_kernel().eventfd(1, EFD_NONBLOCK | EFD_CLOEXEC));
   const WatchId id = backend->watch(fd.get(), Interest::readable, handler).value();
-  backend->poll(TimePoint::min());
+  backend->poll(TimePoint::min(), kernel.now());
   EXPECT_EQ(handler.calls, 1);
   fd.reset();
   for (int i = 0; i < 10; ++i)
-    backend->poll(TimePoint::min());
+    backend->poll(TimePoint::min(), kernel.now());
   EXPECT_EQ(handler.calls, 1);
   const std::uint64_t wakeups = backend->statistics().wakeups;
-  backend->poll(TimePoint::min());
+  backend->poll(TimePoint::min(), kernel.now());
   EXPECT_EQ(backend->statistics().wakeups, wakeups);
   EXPECT_EQ(log.lines().size(), GetParam() == Backend::poll ? 1u : 0u);
   backend->unwatch(id);
@@ -397,7 +397,7 @@ TEST_P(PollBackendTest, WhatCannotBeWatchedIsRefusedByTheSameErrors) {
   EXPECT_EQ(error_of(-1), system_error(EBADF));
   EXPECT_EQ(error_of(event.get()), std::error_code());
   EXPECT_EQ(error_of(event.get()), system_error(EEXIST));
-  backend->poll(TimePoint::min());
+  backend->poll(TimePoint::min(), kernel.now());
   EXPECT_EQ(handler.calls, 1);
 }
 

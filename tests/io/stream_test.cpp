@@ -430,7 +430,7 @@ TEST_P(StreamTest, a_poll_waits_for_the_retry_and_not_for_its_deadline) {
   ASSERT_TRUE(send(handler, "x").pending);
   ASSERT_EQ(kernel.fired(rule), 1U);
   while (!handler.has("sent"))
-    backend->poll(kNever);
+    backend->poll(kNever, kernel.now());
   EXPECT_LE(kernel.wakeups(), 2U) << "no spinning on the room that is there";
 }
 
@@ -499,7 +499,7 @@ TEST_P(StreamTest, a_close_between_polls_is_reported_by_the_next_one_without_a_w
   NotingHandler& handler = attach(peer);
   handler.stream->close();
   EXPECT_TRUE(handler.events.empty());
-  backend->poll(kNever);  // would wait for ever
+  backend->poll(kNever, kernel.now());  // would wait for ever
   EXPECT_EQ(handler.events, Events{"closed"});
 }
 
@@ -635,7 +635,7 @@ TEST_P(StreamTest, on_closed_may_close_others_and_attach_new_ones) {
   first.stream->close();
   poll();
   EXPECT_EQ(first.events, Events{"closed"});
-  backend->poll(kNever);
+  backend->poll(kNever, kernel.now());
   EXPECT_EQ(second.events, Events{"closed"});
   ASSERT_EQ(send_text(linux_kernel(), third_peer.get(), "new"), 3);
   ASSERT_TRUE(poll_until([&] { return third->received == "new"; }));
@@ -800,7 +800,7 @@ TEST_P(StreamTest, stopping_before_the_connection_is_up_holds_its_input_back) {
 // -- Busy streams ---------------------------------------------------------------------------------
 
 TEST_P(StreamTest, without_a_budget_of_the_turn_all_streams_are_served_in_each_poll) {
-  backend = make_backend(GetParam(), kernel, {.turn_bytes = 0}).value();
+  backend = make_backend(GetParam(), kernel, {.turn_bytes = 0, .turn_time = Duration::zero()}).value();
   constexpr std::size_t kStreams = 6;
   constexpr std::size_t kReadBudget = std::size_t{64} * 1024;
   std::vector<UniqueFd> peers(kStreams);
@@ -817,6 +817,32 @@ TEST_P(StreamTest, without_a_budget_of_the_turn_all_streams_are_served_in_each_p
     poll();
     for (std::size_t i = 0; i < kStreams; ++i)
       EXPECT_GT(handlers[i]->received.size() - before[i], kReadBudget / 2) << "round " << round;
+  }
+}
+
+TEST_P(StreamTest, without_a_time_of_the_turn_nobody_is_busy_for_what_it_takes) {
+  for (const Duration turn_time : {Duration::zero(), Duration(-1)}) {
+    backend = make_backend(GetParam(), kernel, {.turn_time = turn_time}).value();
+    UniqueFd peers[4];
+    std::vector<NotingHandler*> handlers;
+    for (UniqueFd& peer : peers) {
+      handlers.push_back(&attach(peer));
+      handlers.back()->on_data = [&] { kernel.advance(std::chrono::seconds(1)); };
+    }
+    for (std::size_t round = 1; round <= 4; ++round) {
+      for (std::size_t i = 0; i < handlers.size(); ++i) {
+        send_text(linux_kernel(), peers[i].get(), "x");
+        wait_for(linux_kernel(), handlers[i]->stream->descriptor(), POLLIN);
+      }
+      poll();
+      for (const NotingHandler* handler : handlers)
+        EXPECT_EQ(handler->received.size(), round);
+    }
+    for (const NotingHandler* handler : handlers)
+      handler->stream->close();
+    EXPECT_TRUE(poll_until([&] {
+      return std::ranges::all_of(handlers, [](const NotingHandler* each) { return !each->stream; });
+    }));
   }
 }
 

@@ -284,7 +284,7 @@ TEST_P(WatchTest, a_wait_is_rounded_up_to_milliseconds_and_never_negative_by_ove
   TimeoutKernel still(linux_kernel());
   const auto waiting = make_backend(GetParam(), still).value();
   const auto timeout_for = [&](TimePoint deadline) {
-    waiting->poll(deadline);
+    waiting->poll(deadline, still.now());
     return still.timeouts.back();
   };
   EXPECT_EQ(timeout_for(still.time), 0);
@@ -306,7 +306,7 @@ TEST_P(WatchTest, a_wait_is_rounded_up_to_milliseconds_and_never_negative_by_ove
 
 TEST_P(WatchTest, a_deadline_ends_the_wait_and_not_before) {
   const TimePoint deadline = kernel.now() + milliseconds(3);
-  backend->poll(deadline);
+  backend->poll(deadline, kernel.now());
   EXPECT_GE(kernel.now(), deadline);
   EXPECT_GE(backend->now(), deadline);
 }
@@ -314,7 +314,7 @@ TEST_P(WatchTest, a_deadline_ends_the_wait_and_not_before) {
 TEST_P(WatchTest, wake_before_the_poll_ends_it_and_is_used_up) {
   backend->wake();
   backend->wake();
-  backend->poll(kNever);
+  backend->poll(kNever, kernel.now());
   const std::uint64_t wakeups = kernel.wakeups();
   poll(3);
   EXPECT_EQ(kernel.wakeups(), wakeups);
@@ -324,7 +324,7 @@ TEST_P(WatchTest, wake_before_the_poll_ends_it_and_is_used_up) {
 TEST_P(WatchTest, wake_from_another_thread_ends_the_wait) {
   for (int round = 0; round < 100; ++round) {
     std::thread waker([&] { backend->wake(); });
-    backend->poll(kNever);  // would wait for ever
+    backend->poll(kNever, kernel.now());  // would wait for ever
     waker.join();
   }
 }
@@ -334,10 +334,10 @@ TEST_P(WatchTest, an_interrupted_wait_answers_no_events) {
   NotingWatch handler;
   watch(fd, Interest::readable, handler);
   const auto rule = kernel.inject({.call = wait_call(GetParam()), .error = EINTR});
-  backend->poll(kNever);
+  backend->poll(kNever, kernel.now());
   EXPECT_EQ(kernel.fired(rule), 1U);
   EXPECT_EQ(handler.calls, 0);
-  backend->poll(kNever);
+  backend->poll(kNever, kernel.now());
   EXPECT_EQ(handler.calls, 1);
 }
 

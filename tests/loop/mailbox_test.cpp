@@ -38,7 +38,7 @@ class CountingBackend final : public IoBackend {
   Result<WatchId> watch(int, Interest, WatchHandler&) override { return failure(ENOSYS); }
   Result<void> change_watch(WatchId, Interest) override { return failure(ENOSYS); }
   void unwatch(WatchId) override {}
-  void poll(TimePoint) override {}
+  void poll(TimePoint, TimePoint) override {}
   void wake() override { ++wakes; }
   bool more_waiting() const override { return false; }
   const IoStatistics& statistics() const override { return statistics_; }

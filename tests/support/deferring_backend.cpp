@@ -136,11 +136,11 @@ class DeferringBackend final : public IoBackend {
   }
   void unwatch(WatchId id) override { inner_->unwatch(id); }
 
-  void poll(TimePoint deadline) override {
+  void poll(TimePoint deadline, TimePoint called_at) override {
     const bool due = std::ranges::any_of(streams_, &DeferringStream::busy);
     for (DeferringStream& stream : streams_)
       stream.prepare();
-    inner_->poll(due ? TimePoint::min() : deadline);
+    inner_->poll(due ? TimePoint::min() : deadline, called_at);
     now_ = inner_->now();
     for (auto stream = streams_.begin(); stream != streams_.end();) {
       // A handler may make new streams; they join at the end and have nothing due.

@@ -55,6 +55,13 @@ struct FrameLog {
   std::optional<FrameError> error;  ///< What the frame behind the last one was refused with.
   friend bool operator==(const FrameLog&, const FrameLog&) = default;
 
+  /// Whether `whole` begins with what is here; an error is the end of both.
+  bool is_beginning_of(const FrameLog& whole) const {
+    if (error) return *this == whole;
+    return frames.size() <= whole.frames.size() &&
+           std::equal(frames.begin(), frames.end(), whole.frames.begin());
+  }
+
   /// Where decoding stands: behind the last whole frame.
   std::size_t offset() const {
     return frames.empty() ? 0 : frames.back().offset + frames.back().size;
@@ -85,6 +92,8 @@ class FrameFeed {
 
   const FrameLog& log() const { return log_; }
   const Violation& violation() const { return violation_; }
+  /// What it has not consumed yet.
+  const InputBuffer& unread() const { return in_; }
   /// The most memory that the buffer has owned.
   std::size_t charge_max() const { return charge_max_; }
 

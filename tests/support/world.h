@@ -106,6 +106,10 @@ class World {
 /// PENSTOCK_ON_EVERY_BACKEND(WriteTest);`
 class ConformanceTest : public testing::TestWithParam<Backend> {
  protected:
+  ConformanceTest() = default;
+  /// With `real` behind the faulty kernel; it outlives the test.
+  explicit ConformanceTest(Kernel& real) : world(GetParam(), {}, real) {}
+
   World world{GetParam()};
 };
 

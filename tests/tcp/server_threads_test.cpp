@@ -1,5 +1,6 @@
 // A server whose loops run in threads: stopping and destroying it under load, sending through handles meanwhile (R24 to R27, XT5, XT6).
 #include <gtest/gtest.h>
+#include <sys/ioctl.h>
 
 #include <algorithm>
 #include <array>
@@ -8,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <latch>
 #include <map>
 #include <memory>
@@ -570,6 +572,78 @@ TEST_P(ServerThreadsTest, connections_that_never_reach_their_loop_are_uncounted_
   }));
   EXPECT_EQ(server.statistics().sources, 0u);
   EXPECT_EQ(server.statistics().refused_at_stop, 2u);
+}
+
+// Q1
+TEST_P(ServerThreadsTest, its_own_loops_divide_their_time_as_they_are_told) {
+  PENSTOCK_ONLY_IF(acts_at_once(GetParam()), "a custom back-end gets no options");
+  constexpr std::size_t kClients = 8;  // with so many a budget would not do for all
+  const std::string much(std::size_t{60} * 1024, 'm');
+  for (const std::size_t loops : {0UL, 1UL}) {
+    EventLoop* serving = nullptr;
+    TcpServer server({.loops = loops,
+                      .backend = GetParam(),
+                      .io = {.turn_bytes = 0, .turn_time = Duration::zero()},
+                      .on_thread_start = [&](std::size_t, EventLoop& loop) { serving = &loop; }});
+    std::mutex mutex;
+    std::vector<int> descriptors;
+    std::atomic<std::size_t> received{0};
+    std::set<std::uint64_t> turns;
+    server.on_connect([&](TcpConnection& peer) {
+      const std::scoped_lock lock(mutex);
+      descriptors.push_back(peer.descriptor());
+    });
+    server.on_message([&](TcpConnection&, InputBuffer& in) {
+      turns.insert(EventLoop::current()->statistics().turns);
+      received += in.size();
+      in.consume(in.size());
+    });
+    ASSERT_TRUE(server.start().has_value());
+    if (loops == 0) serving = &server.loop();
+    const auto turn_until = [&](const std::function<bool()>& condition) {
+      return eventually([&] {
+        server.loop().step();
+        return condition();
+      });
+    };
+    std::vector<UniqueFd> clients;
+    for (std::size_t i = 0; i < kClients; ++i)
+      clients.push_back(connect_to(server.address()));
+    std::size_t sent = 0;
+    const auto send_all = [&] {
+      for (const UniqueFd& client : clients)
+        send_text(linux_kernel(), client.get(), much);
+      sent += kClients * much.size();
+    };
+    for (int round = 0; round < 2; ++round) {  // after the first it would be known who is busy
+      send_all();
+      ASSERT_TRUE(turn_until([&] { return received == sent; }));
+    }
+    // The loop stands still until all is there.
+    std::latch stands(1);
+    std::latch go_on(1);
+    if (loops > 0) {
+      serving->queue_in_loop([&] {
+        stands.count_down();
+        go_on.wait();
+      });
+      stands.wait();
+    }
+    turns.clear();
+    send_all();
+    EXPECT_TRUE(eventually([&] {
+      return std::ranges::all_of(descriptors, [&](int descriptor) {
+        int waiting = 0;
+        return ::ioctl(descriptor, FIONREAD, &waiting) == 0 &&
+               waiting == static_cast<int>(much.size());
+      });
+    }));
+    go_on.count_down();
+    ASSERT_TRUE(turn_until([&] { return received == sent; }));
+    server.stop();
+    ASSERT_TRUE(turn_until([&] { return server.statistics().live == 0; }));
+    EXPECT_EQ(turns.size(), 1u) << loops << " further loops";
+  }
 }
 
 }  // namespace

@@ -200,8 +200,8 @@ class IoBackend {
   virtual void unwatch(WatchId id) = 0;
 
   /// Waits for events until `deadline` (kNever: without end; one that has passed: not at all), and
-  /// runs the handlers.
-  virtual void poll(TimePoint deadline) = 0;
+  /// runs the handlers. `called_at` is what the clock says at the call.
+  virtual void poll(TimePoint deadline, TimePoint called_at) = 0;
 
   /// The time at which the last wait ended: when the input that handlers see was received.
   TimePoint now() const noexcept { return now_; }
@@ -246,15 +246,24 @@ using BackendFactory = Result<std::unique_ptr<IoBackend>> (*)(Kernel& kernel);
 /// Says what makes Backend::custom, in place of any before; nullptr for nothing. Thread-safe.
 void set_custom_backend(BackendFactory factory) noexcept;
 
-/// How a back-end divides its time.
+/// How a back-end divides its time. Busy connections wait behind all others and share a budget of
+/// bytes and one of time; once either is used up the kernel is asked again who else is ready. So they
+/// are about the most that a quiet connection waits for.
 struct IoOptions {
-  /// Bytes that busy connections may move, received and sent together, until the kernel is asked
-  /// again who else is ready: about the most that a quiet connection waits for. A connection is
-  /// busy if it moved more than 16 KiB when it was served last, and for a few times more; its
-  /// events then wait behind those of all others. One busy connection is served in any case (with at most 64 KiB of input), and
-  /// so many that a wait has something to show for its time: 32 KiB for each connection it finds
-  /// ready. 0: no connection counts as busy, all are served in the order of their events.
+  /// Bytes that busy connections may move in a turn, received and sent together. A connection is
+  /// busy if it moved more than 16 KiB when it was served last, and for a few times more. One busy
+  /// connection is served in any case (with at most 64 KiB of input), and so many that a wait has
+  /// something to show for its time: 32 KiB for each connection it finds ready. 0: no bound, and
+  /// nobody is busy for what they move.
   std::size_t turn_bytes = std::size_t{128} * 1024;
+
+  /// The same as time: a connection is busy as well if serving it took more than a quarter of this.
+  /// What its callbacks cost for each byte is remembered, and it is given no more input in a turn
+  /// than fits (1 KiB at least, so that small messages stay whole). A callback that takes longer for
+  /// one message cannot be interrupted: offload() takes such work off the loop. A listener accepts
+  /// for a quarter of this, and no more than 16. Not below 10 µs for each connection that a wait
+  /// finds ready. Zero or less: no bound, and no clock is read for it.
+  Duration turn_time = std::chrono::microseconds(100);
 };
 
 /// Makes a back-end on `kernel`, which outlives it. A custom one gets no options. Errors:

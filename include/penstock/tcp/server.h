@@ -50,6 +50,8 @@ struct TcpServerOptions {
   std::size_t loops = 0;
   /// Back-end of its own loops.
   Backend backend = Backend::automatic;
+  /// How its own loops divide their time between connections.
+  IoOptions io{};
   /// Which loop gets the next connection, when there are several.
   Balance balance = Balance::least_connections;
   /// Connections at a time; more wait in the backlog. 0: nine tenths of the descriptors that are
