@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck.h>
 
+#include <array>
 #include <cstdlib>
 #include <random>
 #include <string>
@@ -57,6 +58,52 @@ TEST(Crc, IsTheDefinitionAtEveryLengthAndAlignment) {
       wanted = by_definition(kCrc32, next, wanted);
       wanted_c = by_definition(kCrc32c, next, wanted_c);
     }
+  }
+}
+
+// The third way, for many inputs: a table of what the definition says for each byte.
+class ByTable {
+ public:
+  explicit ByTable(std::uint32_t polynomial) {
+    for (std::uint32_t byte = 0; byte < 256; ++byte) {
+      const auto one = static_cast<std::byte>(byte);
+      steps_[byte] = ~by_definition(polynomial, std::span(&one, 1), ~0U);
+    }
+  }
+  std::uint32_t operator()(std::span<const std::byte> bytes, std::uint32_t before) const {
+    std::uint32_t remainder = ~before;
+    for (const std::byte byte : bytes)
+      remainder = remainder >> 8 ^ steps_[(remainder ^ std::to_integer<std::uint32_t>(byte)) & 0xFF];
+    return ~remainder;
+  }
+
+ private:
+  std::array<std::uint32_t, 256> steps_{};
+};
+
+// F14. Each input is another place, length and checksum of what came before; `make soak` takes 10^8.
+TEST(Crc, IsThatOfATableForManyInputs) {
+  const char* wanted = std::getenv("PENSTOCK_TEST_CRC_INPUTS");
+  const std::size_t inputs = wanted == nullptr ? 200'000 : std::strtoul(wanted, nullptr, 10);
+  ASSERT_GT(inputs, 0u);
+  const ByTable table(kCrc32);
+  const ByTable table_c(kCrc32c);
+  std::mt19937 random(14);
+  std::vector<std::byte> bytes(4096);
+  for (std::byte& byte : bytes)
+    byte = static_cast<std::byte>(random());
+  std::uint32_t before = 0;
+  std::uint32_t before_c = 0;
+  for (std::size_t input = 0; input < inputs; ++input) {
+    const auto dice = static_cast<std::uint32_t>(random());
+    const std::size_t size = dice % 32 == 0 ? dice / 32 % 1024 : dice / 32 % 24;
+    const auto part = std::span(bytes).subspan(dice / 1024 % (bytes.size() - size), size);
+    const std::uint32_t sum = crc32(part, before);
+    const std::uint32_t sum_c = crc32c(part, before_c);
+    ASSERT_EQ(sum, table(part, before)) << "input " << input;
+    ASSERT_EQ(sum_c, table_c(part, before_c)) << "input " << input;
+    before = sum ^ dice;  // of an empty part it is `before` again
+    before_c = sum_c ^ dice;
   }
 }
 

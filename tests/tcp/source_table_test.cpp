@@ -41,7 +41,7 @@ TEST(PeerSourceTest, an_address_that_is_cut_short_has_none) {
 
 // S10
 TEST(SourceTableTest, it_holds_what_lives_and_nothing_else) {
-  constexpr std::uint64_t kSources = 200'000;
+  constexpr std::uint64_t kSources = 1'000'000;
   constexpr std::size_t kAtATime = 1'000;
   SourceTable table(SourceHash(HashKey{1, 2}), 1, kAtATime);
   std::deque<PeerSource> live;
