@@ -1,6 +1,7 @@
 # Tests.
 #   tests/<folder>/*.cpp        -> penstock_<folder>_test, one ctest test per GoogleTest test
 #   tests/support/*             -> a support library that every test executable links
+#   tests/model/*.cpp           -> penstock_model_test, which has its own atomics and links no library
 #   tests/clients/*_test.py     -> python3 unittest against the built command ($PENSTOCK)
 #   tests/install/*_test.py     -> python3 unittest that installs the build ($PENSTOCK_BUILD)
 #   tests/<other>/*_test.py     -> python3 unittest
@@ -37,7 +38,7 @@ target_link_libraries(penstock_test_support ${scope}
   penstock::penstock penstock::sim GTest::gmock GTest::gtest ${PENSTOCK_RAPIDCHECK_LIBRARY})
 
 file(GLOB test_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*/*.cpp)
-list(FILTER test_sources EXCLUDE REGEX "/tests/(support|clients|install|tools)/[^/]*$")
+list(FILTER test_sources EXCLUDE REGEX "/tests/(support|model|clients|install|tools)/[^/]*$")
 set(test_folders "")
 foreach(source IN LISTS test_sources)
   cmake_path(GET source PARENT_PATH folder)
@@ -68,6 +69,27 @@ foreach(folder IN LISTS test_folders)
     DISCOVERY_TIMEOUT 60
     PROPERTIES TIMEOUT ${timeout} LABELS ${name} ENVIRONMENT "${penstock_test_environment}")
 endforeach()
+
+# Under a model checker, whose threads are no threads: without sanitizers, and optimised, because it
+# runs millions of executions. It compiles the sources that it checks itself, with its own atomics.
+find_path(PENSTOCK_RELACY_INCLUDE relacy/relacy.hpp)
+if(NOT PENSTOCK_RELACY_INCLUDE)
+  message(FATAL_ERROR "Relacy was not found: apt-get install relacy-dev")
+endif()
+file(GLOB model_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/model/*.cpp)
+add_executable(penstock_model_test ${model_sources} ${PROJECT_SOURCE_DIR}/src/base/assert.cpp
+  ${PROJECT_SOURCE_DIR}/src/base/log.cpp ${PROJECT_SOURCE_DIR}/src/base/result.cpp)
+target_include_directories(penstock_model_test PRIVATE
+  ${PROJECT_SOURCE_DIR}/tests ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
+target_include_directories(penstock_model_test SYSTEM PRIVATE ${PENSTOCK_RELACY_INCLUDE})
+target_link_libraries(penstock_model_test PRIVATE GTest::gmock GTest::gtest GTest::gtest_main)
+penstock_compile_options(penstock_model_test)
+target_compile_options(penstock_model_test PRIVATE -O2 -fno-sanitize=all)
+target_link_options(penstock_model_test PRIVATE -fno-sanitize=all)
+set_target_properties(penstock_model_test PROPERTIES INTERPROCEDURAL_OPTIMIZATION OFF
+  RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin/tests)
+gtest_discover_tests(penstock_model_test TEST_PREFIX "model." DISCOVERY_MODE PRE_TEST
+  DISCOVERY_TIMEOUT 60 PROPERTIES TIMEOUT 120 LABELS model)
 
 file(GLOB python_tests CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*/*_test.py)
 foreach(source IN LISTS python_tests)

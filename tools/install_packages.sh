@@ -7,7 +7,8 @@ packages_of() {
   case "$1" in
     build) echo g++ cmake ninja-build ccache libcli11-dev libfmt-dev libspdlog-dev liburing-dev \
                 libisal-dev netcat-openbsd ;;
-    test) echo binutils python3 libgtest-dev libgmock-dev librapidcheck-dev pkgconf util-linux ;;
+    test) echo binutils python3 libgtest-dev libgmock-dev librapidcheck-dev pkgconf relacy-dev \
+               util-linux ;;
     clang | fuzz) echo clang-19 libclang-rt-19-dev ;;
     lint) echo clang-format-19 clang-tidy-19 python3 ;;
     bench) echo python3 python3-matplotlib libevent-dev libuv1-dev libasio-dev ;;

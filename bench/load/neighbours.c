@@ -166,14 +166,11 @@ static struct sockaddr_in parse_address(const char* text) {
 }
 
 static void parse_options(int argument_count, char** arguments) {
-  static const struct option kOptions[] = {{"to", required_argument, NULL, 't'},
-                                           {"server-process", required_argument, NULL, 'p'},
-                                           {"floods", required_argument, NULL, 'f'},
-                                           {"storm", required_argument, NULL, 'c'},
-                                           {"phases", required_argument, NULL, 'n'},
-                                           {"seconds", required_argument, NULL, 's'},
-                                           {"settle", required_argument, NULL, 'w'},
-                                           {NULL, 0, NULL, 0}};
+  static const struct option kOptions[] = {
+      {"to", required_argument, NULL, 't'},     {"server-process", required_argument, NULL, 'p'},
+      {"floods", required_argument, NULL, 'f'}, {"storm", required_argument, NULL, 'c'},
+      {"phases", required_argument, NULL, 'n'}, {"seconds", required_argument, NULL, 's'},
+      {"settle", required_argument, NULL, 'w'}, {NULL, 0, NULL, 0}};
   int letter = 0;
   while ((letter = getopt_long(argument_count, arguments, "", kOptions, NULL)) != -1) {
     switch (letter) {

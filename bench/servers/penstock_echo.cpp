@@ -1,12 +1,13 @@
 // Echo served by the library on one loop, with a choice of how the loop divides its time between connections and of what its handler
 // costs: what the benchmark of fairness compares. Otherwise as `penstock echo --loops 0`.
 
+#include <time.h>
+
 #include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <string>
 #include <string_view>
-#include <time.h>
 
 #include "penstock/penstock.h"
 

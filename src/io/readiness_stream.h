@@ -149,8 +149,8 @@ class ReadinessStream final : public Stream,
   std::uint32_t recently_moved_ = 0;
   std::uint32_t recently_received_ = 0;  // of these
   Duration recently_held_ = Duration::zero();
-  int send_error_ = 0;                   // to be reported by the next poll()
-  bool registered_ = false;              // the selector knows the descriptor
+  int send_error_ = 0;       // to be reported by the next poll()
+  bool registered_ = false;  // the selector knows the descriptor
   bool connecting_ = false;
   bool receiving_ = true;    // the owner wants input
   bool readable_ = false;    // there may be input that no further event will announce

@@ -24,7 +24,8 @@ struct MailboxTable {
 
 // Never destroyed: a handle may be used while the process ends.
 MailboxTable& table() {
-  static MailboxTable& instance = *new MailboxTable;
+  alignas(MailboxTable) static std::byte storage[sizeof(MailboxTable)];
+  static MailboxTable& instance = *new (storage) MailboxTable;
   return instance;
 }
 

@@ -245,7 +245,6 @@ class ShortageLog {
   static constexpr Duration kInterval = std::chrono::seconds(1);          // of its log
 
  private:
-
  public:
   FaultyKernel kernel{StillClock::shared()};
 

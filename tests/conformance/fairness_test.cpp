@@ -287,7 +287,8 @@ class SlowHandlers : public Fairness {
                                                                            InputBuffer& in) {
       ++slow.calls;
       slow.most_at_once = std::max(slow.most_at_once, in.size());
-      world.kernel.advance(each_call + each_kibibyte * static_cast<Duration::rep>(in.size()) / 1024);
+      world.kernel.advance(each_call +
+                           each_kibibyte * static_cast<Duration::rep>(in.size()) / 1024);
       slow.received += in.take_string();
     };
     slow->link = world.connect(std::make_shared<Record>(), std::move(callbacks));

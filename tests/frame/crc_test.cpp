@@ -73,7 +73,8 @@ class ByTable {
   std::uint32_t operator()(std::span<const std::byte> bytes, std::uint32_t before) const {
     std::uint32_t remainder = ~before;
     for (const std::byte byte : bytes)
-      remainder = remainder >> 8 ^ steps_[(remainder ^ std::to_integer<std::uint32_t>(byte)) & 0xFF];
+      remainder =
+          remainder >> 8 ^ steps_[(remainder ^ std::to_integer<std::uint32_t>(byte)) & 0xFF];
     return ~remainder;
   }
 

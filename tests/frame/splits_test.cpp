@@ -88,11 +88,12 @@ class WatchedFeed {
   ReaderState state() const {
     const InputBuffer& unread = feed_.unread();
     if (feed_.log().error) return {.arrived = arrived_, .begin = feed_.log().offset()};
-    return {.arrived = arrived_,
-            .begin = arrived_ - unread.size(),
-            .remembered = unread.progress(),
-            .capacity = capacity_,
-            .consumed = capacity_ == 0 ? 0 : static_cast<std::size_t>(unread.peek().data() - storage_)};
+    return {
+        .arrived = arrived_,
+        .begin = arrived_ - unread.size(),
+        .remembered = unread.progress(),
+        .capacity = capacity_,
+        .consumed = capacity_ == 0 ? 0 : static_cast<std::size_t>(unread.peek().data() - storage_)};
   }
   const FrameLog& log() const { return feed_.log(); }
   const Violation& violation() const { return feed_.violation(); }
@@ -108,7 +109,8 @@ class WatchedFeed {
 /// What a search of all splits found.
 struct AllSplits {
   Violation violation;
-  std::uint64_t splits = 0;  ///< How many have been followed, in person or by one in the same state.
+  std::uint64_t splits =
+      0;  ///< How many have been followed, in person or by one in the same state.
   std::size_t states = 0;
 };
 
@@ -222,14 +224,14 @@ void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
 
 template <FrameCodec Codec>
 Kind kind(std::string name, const Codec& codec, std::string stream, std::string wanted) {
-  return {.name = std::move(name),
-          .stream = std::move(stream),
-          .wanted = std::move(wanted),
-          .feed = [codec](std::string_view text,
-                          const Cutter& piece) { return feed_cut(codec, text, piece); },
-          .follow = [codec](std::string_view text) { return follow_all_splits(codec, text); },
-          .follow_readers = [codec](
-                                std::string_view text) { return follow_all_readers(codec, text); }};
+  return {
+      .name = std::move(name),
+      .stream = std::move(stream),
+      .wanted = std::move(wanted),
+      .feed = [codec](std::string_view text,
+                      const Cutter& piece) { return feed_cut(codec, text, piece); },
+      .follow = [codec](std::string_view text) { return follow_all_splits(codec, text); },
+      .follow_readers = [codec](std::string_view text) { return follow_all_readers(codec, text); }};
 }
 
 std::string frames_as_text(const FrameLog& log) {

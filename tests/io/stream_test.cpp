@@ -800,7 +800,8 @@ TEST_P(StreamTest, stopping_before_the_connection_is_up_holds_its_input_back) {
 // -- Busy streams ---------------------------------------------------------------------------------
 
 TEST_P(StreamTest, without_a_budget_of_the_turn_all_streams_are_served_in_each_poll) {
-  backend = make_backend(GetParam(), kernel, {.turn_bytes = 0, .turn_time = Duration::zero()}).value();
+  backend =
+      make_backend(GetParam(), kernel, {.turn_bytes = 0, .turn_time = Duration::zero()}).value();
   constexpr std::size_t kStreams = 6;
   constexpr std::size_t kReadBudget = std::size_t{64} * 1024;
   std::vector<UniqueFd> peers(kStreams);

@@ -3,16 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "penstock/io/io_backend.h"
 #include "penstock/loop/mailbox_hooks.h"
 #include "support/loop_thread.h"
+#include "support/wake_only_backend.h"
 
 namespace penstock {
 namespace {
@@ -23,30 +22,11 @@ using test::HookScope;
 constexpr std::size_t kNoBound = SIZE_MAX;
 
 /// Counts wake-ups; does nothing else.
-class CountingBackend final : public IoBackend {
+class CountingBackend final : public test::WakeOnlyBackend {
  public:
-  CountingBackend() : IoBackend(TimePoint{}) {}
-  std::string_view name() const override { return "counting"; }
-  Result<Stream*> attach(UniqueFd, StreamKind, StreamHandler&) override { return failure(ENOSYS); }
-  Result<Stream*> connect(UniqueFd&, const SocketAddress&, StreamHandler&) override {
-    return failure(ENOSYS);
-  }
-  Result<ListenerId> listen(UniqueFd, AcceptHandler&) override { return failure(ENOSYS); }
-  void pause_accepting(ListenerId) override {}
-  void resume_accepting(ListenerId) override {}
-  void close_listener(ListenerId) override {}
-  Result<WatchId> watch(int, Interest, WatchHandler&) override { return failure(ENOSYS); }
-  Result<void> change_watch(WatchId, Interest) override { return failure(ENOSYS); }
-  void unwatch(WatchId) override {}
-  void poll(TimePoint, TimePoint) override {}
   void wake() override { ++wakes; }
-  bool more_waiting() const override { return false; }
-  const IoStatistics& statistics() const override { return statistics_; }
 
   int wakes = 0;
-
- private:
-  IoStatistics statistics_;
 };
 
 /// A mailbox that is open for the test.
