@@ -63,8 +63,8 @@ Result<void> WorkerPool::start() {
 std::size_t WorkerPool::stop(WorkerStop how) {
   PENSTOCK_ASSERT(current_pool != this,
                   "a worker pool cannot be stopped by one of its own workers");
-  std::deque<Task> unrun;
-  std::deque<Waiter> unadmitted;
+  std::list<Entry> unrun;
+  std::list<Entry> unadmitted;
   std::size_t dropped = 0;
   {
     const std::lock_guard lock(mutex_);
@@ -82,7 +82,7 @@ std::size_t WorkerPool::stop(WorkerStop how) {
     });
   }
   unrun.clear();
-  for (Waiter& waiter : unadmitted) {
+  for (Entry& waiter : unadmitted) {
     waiter.task = nullptr;
     run(waiter.admitted);
   }
@@ -105,7 +105,8 @@ PostResult WorkerPool::try_post(Task&& task) {
       ++counts_.refused;
       return PostResult::full;
     }
-    enqueue(std::move(task));
+    queue_.emplace_back().task = std::move(task);  // throws, if at all, before it moves
+    note_queued();
   }
   work_or_end_.notify_one();
   return PostResult::posted;
@@ -116,31 +117,32 @@ Admission WorkerPool::post_or_wait(Task&& task, Task&& admitted) {
     const std::lock_guard lock(mutex_);
     if (stopped_) return Admission::closed;
     if (queue_.size() >= options_.queue_max) {
-      waiting_.emplace_back(std::move(task), std::move(admitted));
+      Entry& waiter = waiting_.emplace_back();
+      waiter.task = std::move(task);
+      waiter.admitted = std::move(admitted);
       ++counts_.waited;
       counts_.waiting_peak = std::max(counts_.waiting_peak, waiting_.size());
       return Admission::waiting;
     }
-    enqueue(std::move(task));
+    queue_.emplace_back().task = std::move(task);  // throws, if at all, before it moves
+    note_queued();
   }
   work_or_end_.notify_one();
   return Admission::posted;
 }
 
-// Under the lock. Throws, if at all, before it moves.
-void WorkerPool::enqueue(Task&& task) {
-  queue_.push_back(std::move(task));
+// Under the lock.
+void WorkerPool::note_queued() noexcept {
   counts_.queued_peak = std::max(counts_.queued_peak, queue_.size());
 }
 
-// Under the lock, when a task has left the queue: the one that has waited longest takes the place.
-// Answers what is to be called for that, or nothing.
-Task WorkerPool::admit_next() {
+// Under the lock, when a task has left the queue: the one that has waited longest takes the place,
+// without a look for memory. Answers what is to be called for that, or nothing.
+Task WorkerPool::admit_next() noexcept {
   if (waiting_.empty()) return {};
-  Waiter next = std::move(waiting_.front());
-  waiting_.pop_front();
-  enqueue(std::move(next.task));
-  return std::move(next.admitted);
+  queue_.splice(queue_.end(), waiting_, waiting_.begin());
+  note_queued();
+  return std::exchange(queue_.back().admitted, {});
 }
 
 void WorkerPool::work(std::size_t index) noexcept {
@@ -157,7 +159,7 @@ void WorkerPool::work(std::size_t index) noexcept {
   while (true) {
     work_or_end_.wait(lock, [this] { return !queue_.empty() || stopped_ || start_failed_; });
     if (queue_.empty() || start_failed_) return;
-    Task task = std::move(queue_.front());
+    Task task = std::move(queue_.front().task);
     queue_.pop_front();
     Task admitted = admit_next();
     ++counts_.running;

@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "bytes/failing_allocation.h"
 #include "penstock/os/kernel.h"
 #include "support/captured_log.h"
 #include "support/sockets.h"
@@ -53,6 +54,61 @@ class Gate {
   std::shared_ptr<std::latch> open_ = std::make_shared<std::latch>(1);  // outlives the last to pass
   bool opened_ = false;
 };
+
+// WP2: a worker that finds no memory could not let anybody in.
+TEST(WorkerPoolTest, a_worker_needs_no_memory_between_two_tasks_also_to_let_one_in) {
+  constexpr std::size_t kMany = 300;
+  WorkerPool pool({.threads = 1, .queue_max = 4});
+  ASSERT_TRUE(pool.start().has_value());
+  Gate gate(pool, 1);
+  std::size_t allocated_before = 0;
+  std::size_t allocated_between = 0;
+  std::size_t ran = 0;
+  std::size_t let_in = 0;
+  for (std::size_t i = 0; i < kMany; ++i) {
+    const Admission admission = pool.post_or_wait(
+        [&] {
+          if (++ran > 1) allocated_between += allocations() - allocated_before;
+          allocated_before = allocations();
+        },
+        [&] { ++let_in; });
+    EXPECT_EQ(admission, i < 4 ? Admission::posted : Admission::waiting);
+  }
+  gate.open();
+  pool.stop();
+  EXPECT_EQ(ran, kMany);
+  EXPECT_EQ(let_in, kMany - 4);
+  EXPECT_EQ(allocated_between, 0U);
+}
+
+// WP1: who posts without memory keeps the task.
+TEST(WorkerPoolTest, a_post_that_finds_no_memory_throws_and_leaves_the_task_as_it_was) {
+  WorkerPool pool({.threads = 1, .queue_max = 1});
+  int ran = 0;
+  Task task = [&ran] { ++ran; };
+  Task admitted = [] {};
+  {
+    const FailingAllocation failing;
+    EXPECT_THROW(static_cast<void>(pool.try_post(std::move(task))), std::bad_alloc);
+    EXPECT_TRUE(failing.happened());
+  }
+  ASSERT_TRUE(task);
+  EXPECT_EQ(pool.try_post(std::move(task)), PostResult::posted);
+  task = [&ran] { ++ran; };
+  {
+    const FailingAllocation failing;
+    EXPECT_THROW(static_cast<void>(pool.post_or_wait(std::move(task), std::move(admitted))),
+                 std::bad_alloc);
+    EXPECT_TRUE(failing.happened());
+  }
+  ASSERT_TRUE(task);
+  ASSERT_TRUE(admitted);
+  EXPECT_EQ(pool.post_or_wait(std::move(task), std::move(admitted)), Admission::waiting);
+  EXPECT_EQ(pool.statistics().queued + pool.statistics().waiting, 2U);
+  ASSERT_TRUE(pool.start().has_value());
+  pool.stop();
+  EXPECT_EQ(ran, 2);
+}
 
 TEST(WorkerPoolTest, each_task_runs_once_whichever_thread_posts_it) {
   WorkerPool pool({.threads = 3, .queue_max = 16});

@@ -14,8 +14,8 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -112,16 +112,17 @@ class WorkerPool {
   static WorkerPool* current() noexcept;
 
  private:
-  struct Waiter {
-    Task task;
-    Task admitted;
+  // Made where it is posted, which may throw; it then moves from list to list.
+  struct Entry {
+    Task task{};
+    Task admitted{};  // of one that waits
   };
 
   void work(std::size_t index) noexcept;
   void run(Task& task) noexcept;
   Kernel& kernel() const noexcept;
-  void enqueue(Task&& task);
-  Task admit_next();
+  void note_queued() noexcept;
+  Task admit_next() noexcept;
   void end_threads();
 
   WorkerPoolOptions options_;
@@ -130,8 +131,8 @@ class WorkerPool {
   std::condition_variable work_or_end_;
   BoundedLog exception_log_;
   // Under the mutex:
-  std::deque<Task> queue_;       // at most queue_max
-  std::deque<Waiter> waiting_;   // not empty only while the queue is full
+  std::list<Entry> queue_;       // at most queue_max
+  std::list<Entry> waiting_;     // not empty only while the queue is full
   bool stopped_ = false;         // nothing is taken any more; workers end when the queue is empty
   bool start_failed_ = false;    // workers end at once
   WorkerPoolStatistics counts_;  // but for `queued` and `waiting`
