@@ -28,7 +28,7 @@ constexpr std::size_t divided_up(std::size_t sum, std::size_t by) { return (sum 
 
 class Fairness : public ConformanceTest {
  protected:
-  Fairness() : ConformanceTest(StillClock::shared()) {}
+  Fairness() : ConformanceTest(StillClock::shared(), {}) {}
 
   /// A connection whose client sends all that the kernel takes.
   struct Flooder {
@@ -495,7 +495,7 @@ class CountedClock final : public ForwardingKernel {
 class ClockReadings : public testing::TestWithParam<Backend> {
  protected:
   CountedClock clock;
-  World world{GetParam(), {}, clock};
+  World world{GetParam(), {}, clock, {}};
 };
 
 // Performance: as long as turns are short no connection is timed.

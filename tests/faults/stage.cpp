@@ -87,6 +87,7 @@ bool Stage::make_loop() {
   loop = std::make_unique<EventLoop>(
       EventLoopOptions{.backend = backend_,
                        .kernel = play_ == Play::real ? nullptr : &kernel,
+                       .io = kUntimed,
                        .memory_budget = make_counted<MemoryBudget>(kBudgetBytes)});
   if (!loop->error()) return true;
   told.push_back(loop->error());

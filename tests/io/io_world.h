@@ -87,7 +87,7 @@ inline constexpr Backend kReadinessBackends[] = {Backend::epoll, Backend::epoll_
 class IoTest : public testing::TestWithParam<Backend> {
  protected:
   void SetUp() override {
-    auto made = make_backend(GetParam(), kernel);
+    auto made = make_backend(GetParam(), kernel, kUntimed);
     ASSERT_TRUE(made.has_value());
     backend = std::move(*made);
   }

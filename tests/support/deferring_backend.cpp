@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "penstock/base/assert.h"
+#include "support/untimed.h"
 
 namespace penstock::test {
 namespace {
@@ -292,7 +293,8 @@ void DeferringStream::detach() {
 }  // namespace
 
 Result<std::unique_ptr<IoBackend>> make_deferring_backend(Kernel& kernel) {
-  Result<std::unique_ptr<IoBackend>> inner = make_backend(Backend::epoll, kernel);
+  // What it sees of a stream is not what its handlers cost.
+  Result<std::unique_ptr<IoBackend>> inner = make_backend(Backend::epoll, kernel, kUntimed);
   if (!inner) return inner;
   return std::make_unique<DeferringBackend>(std::move(*inner));
 }

@@ -37,10 +37,10 @@ ssize_t SendTap::raw_sendmsg(int fd, const msghdr* message, int flags) {
   return ForwardingKernel::raw_sendmsg(fd, message, flags);
 }
 
-World::World(Backend backend, CountedPtr<MemoryBudget> budget, Kernel& real)
+World::World(Backend backend, CountedPtr<MemoryBudget> budget, Kernel& real, IoOptions io)
     : tap(real),
       steps_per_turn_(acts_at_once(backend) ? 1 : 4),
-      loop({.backend = backend, .kernel = &kernel, .memory_budget = std::move(budget)}) {}
+      loop({.backend = backend, .kernel = &kernel, .io = io, .memory_budget = std::move(budget)}) {}
 
 bool World::run_until(const std::function<bool()>& condition) {
   // Real time, so that a test may move the loop's clock.

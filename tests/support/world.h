@@ -18,6 +18,7 @@
 #include "penstock/sim/faulty_kernel.h"
 #include "penstock/tcp/connection_table.h"
 #include "support/sockets.h"
+#include "support/untimed.h"
 
 namespace penstock::test {
 
@@ -49,9 +50,9 @@ class SendTap final : public ForwardingKernel {
 class World {
  public:
   /// `budget` bounds the memory of all connections; empty is the library's default. `real` stands
-  /// behind the faulty kernel; it outlives the world.
+  /// behind the faulty kernel; it outlives the world. `io` is how the loop divides its time.
   explicit World(Backend backend, CountedPtr<MemoryBudget> budget = {},
-                 Kernel& real = linux_kernel());
+                 Kernel& real = linux_kernel(), IoOptions io = kUntimed);
   /// Removes the hooks first: what they refer to is often gone by now, and the loop still ends its connections.
   ~World();
   World(const World&) = delete;
@@ -108,7 +109,7 @@ class ConformanceTest : public testing::TestWithParam<Backend> {
  protected:
   ConformanceTest() = default;
   /// With `real` behind the faulty kernel; it outlives the test.
-  explicit ConformanceTest(Kernel& real) : world(GetParam(), {}, real) {}
+  ConformanceTest(Kernel& real, IoOptions io) : world(GetParam(), {}, real, io) {}
 
   World world{GetParam()};
 };
