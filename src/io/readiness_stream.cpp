@@ -204,23 +204,22 @@ void ReadinessStream::serve(std::uint32_t events) {
   const TimePoint began = context_.clock;
   take_events(events);
   context_.read_clock();
-  const std::size_t moved = std::min<std::size_t>(context_.moved_bytes - moved_before, UINT32_MAX);
-  const std::size_t received = std::min(context_.received_bytes - received_before, moved);
   // Halved, not forgotten: a flood has a short read now and then.
-  recently_moved_ = std::max(static_cast<std::uint32_t>(moved), recently_moved_ / 2);
-  recently_received_ = std::max(static_cast<std::uint32_t>(received), recently_received_ / 2);
+  recently_moved_ = std::max(context_.moved_bytes - moved_before, recently_moved_ / 2);
+  recently_received_ = std::max(context_.received_bytes - received_before, recently_received_ / 2);
   recently_held_ = std::max(context_.clock - began, recently_held_ / 2);
 }
 
 std::size_t ReadinessStream::receivable(TurnRoom room) const noexcept {
   const auto input_in = [this](double room_left, double cost) {
-    const double size = room_left * recently_received_ / cost;
+    const double size = room_left * static_cast<double>(recently_received_) / cost;
     return size >= kReadBudgetBytes ? kReadBudgetBytes : static_cast<std::size_t>(size);
   };
   std::size_t size = std::min(room.bytes, kReadBudgetBytes);
   if (recently_received_ == 0) return std::max<std::size_t>(size, 1);
-  size = std::min(size, input_in(static_cast<double>(room.bytes),
-                                 std::max(recently_moved_, recently_received_)));
+  size =
+      std::min(size, input_in(static_cast<double>(room.bytes),
+                              static_cast<double>(std::max(recently_moved_, recently_received_))));
   if (recently_held_ > Duration::zero()) {
     const auto in_time = input_in(static_cast<double>(room.time.count()),
                                   static_cast<double>(recently_held_.count()));

@@ -146,8 +146,8 @@ class ReadinessStream final : public Stream,
   int fd_;
   std::uint32_t armed_events_ = 0;
   std::uint32_t deferred_events_ = 0;  // came while it was busy
-  std::uint32_t recently_moved_ = 0;
-  std::uint32_t recently_received_ = 0;  // of these
+  std::size_t recently_moved_ = 0;
+  std::size_t recently_received_ = 0;  // of these
   Duration recently_held_ = Duration::zero();
   int send_error_ = 0;       // to be reported by the next poll()
   bool registered_ = false;  // the selector knows the descriptor

@@ -863,6 +863,12 @@ TEST_P(BackPressure, PausedConnectionsKeepTheirInputInTheKernel) {
   for (int i = 0; i < 100; ++i) {
     links.push_back(world.connect());
     links.back().connection->pause_reading();
+    // Bounded, so that all of it has come through in seconds also where each byte is checked.
+    constexpr int kBuffer = 256 * 1024;
+    const int server = links.back().connection->descriptor();
+    const int client = links.back().client.get();
+    ASSERT_EQ(::setsockopt(server, SOL_SOCKET, SO_RCVBUF, &kBuffer, sizeof kBuffer), 0);
+    ASSERT_EQ(::setsockopt(client, SOL_SOCKET, SO_SNDBUF, &kBuffer, sizeof kBuffer), 0);
     sent.push_back(send_until_full(linux_kernel(), links.back().client.get()));
     EXPECT_GT(sent.back(), 64 * kKiB);
   }
