@@ -37,7 +37,8 @@ class ReadinessBackend final : public IoBackend {
   void unwatch(WatchId id) override;
   void poll(TimePoint deadline, TimePoint called_at) override;
   void wake() override;
-  bool more_waiting() const override { return selector_->more_waiting() || !round_.empty(); }
+  bool more_waiting() const override { return selector_->more_waiting(); }
+  bool round_under_way() const override { return !round_.empty(); }
   const IoStatistics& statistics() const override { return statistics_; }
 
  private:

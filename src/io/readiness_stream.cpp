@@ -190,6 +190,7 @@ void ReadinessStream::on_event(std::uint32_t events) {
 void ReadinessStream::on_ready() {
   if (send_error_ != 0 && !failed_ && !connecting_) {
     report_failure(send_error_);
+    context_.read_clock();
     if (closed()) return;
   }
   std::uint32_t events = std::exchange(deferred_events_, 0);
@@ -203,29 +204,36 @@ void ReadinessStream::serve(std::uint32_t events) {
   const std::size_t received_before = context_.received_bytes;
   const TimePoint began = context_.clock;
   take_events(events);
-  context_.read_clock();
+  const std::size_t received = context_.received_bytes - received_before;
   // Halved, not forgotten: a flood has a short read now and then.
   recently_moved_ = std::max(context_.moved_bytes - moved_before, recently_moved_ / 2);
-  recently_received_ = std::max(context_.received_bytes - received_before, recently_received_ / 2);
-  recently_held_ = std::max(context_.clock - began, recently_held_ / 2);
+  recently_received_ = std::max(received, recently_received_ / 2);
+  recently_held_ /= 2;
+  if (context_.timed) note_time(began, received);
+}
+
+void ReadinessStream::note_time(TimePoint began, std::size_t received) noexcept {
+  context_.read_clock();
+  const Duration light = context_.budget.time / 4;
+  const Duration held = context_.clock - began;
+  // What a piece cost holds for the next one: the rest of a message may cost nothing.
+  if (received >= kSmallMessages || (received > 0 && held > light)) {
+    nanoseconds_per_byte_ = static_cast<float>(held.count()) / static_cast<float>(received);
+  }
+  recently_held_ =
+      std::max(std::min(held / kStallMax, context_.budget.time) * kStallMax, recently_held_);
 }
 
 std::size_t ReadinessStream::receivable(TurnRoom room) const noexcept {
-  const auto input_in = [this](double room_left, double cost) {
-    const double size = room_left * static_cast<double>(recently_received_) / cost;
-    return size >= kReadBudgetBytes ? kReadBudgetBytes : static_cast<std::size_t>(size);
-  };
-  std::size_t size = std::min(room.bytes, kReadBudgetBytes);
-  if (recently_received_ == 0) return std::max<std::size_t>(size, 1);
-  size =
-      std::min(size, input_in(static_cast<double>(room.bytes),
-                              static_cast<double>(std::max(recently_moved_, recently_received_))));
-  if (recently_held_ > Duration::zero()) {
-    const auto in_time = input_in(static_cast<double>(room.time.count()),
-                                  static_cast<double>(recently_held_.count()));
-    size = std::min(size, std::max(in_time, kSmallMessages));
+  double size = static_cast<double>(std::min(room.bytes, kReadBudgetBytes));
+  if (recently_received_ > 0) {
+    const std::size_t moved = std::max(recently_moved_, recently_received_);
+    size = std::min(size, static_cast<double>(room.bytes) *
+                              static_cast<double>(recently_received_) / static_cast<double>(moved));
   }
-  return std::max<std::size_t>(size, 1);
+  if (nanoseconds_per_byte_ > 0)
+    size = std::min(size, static_cast<double>(room.time.count()) / double{nanoseconds_per_byte_});
+  return std::max(static_cast<std::size_t>(size), kSmallMessages);
 }
 
 void ReadinessStream::take_events(std::uint32_t events) {

@@ -5,6 +5,7 @@
 
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -107,9 +108,10 @@ class ReadinessStream final : public Stream,
   /// Whether `room` suffices if it costs as much as it did of late: what it cost when it was served
   /// last, or half of what it cost before that if this is more.
   bool fits(TurnRoom room) const noexcept {
-    return recently_moved_ <= room.bytes && recently_held_ <= room.time;
+    return std::max(recently_moved_, kSmallMessages) <= room.bytes && recently_held_ <= room.time;
   }
-  /// How much of its input fits into `room`, by the same measure.
+  /// How much of its input fits into `room`: bytes by the same measure, time by what the last piece of
+  /// some size cost. Enough for small messages in any case.
   std::size_t receivable(TurnRoom room) const noexcept;
   TimePoint retry_at() const noexcept { return retry_at_; }
   /// The descriptor of a detached stream that is to be buried, or -1; once.
@@ -119,6 +121,8 @@ class ReadinessStream final : public Stream,
   static constexpr int kReadBudgetCalls = 4;
   static constexpr std::size_t kLightBytes = 16 * 1024;  // received and sent; above that: busy
   static constexpr std::size_t kSmallMessages = 1024;    // given in one piece, whatever they cost
+  static constexpr int kStallMax =
+      16;  // turns' time that is remembered; more is a stall of the machine
   static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
   static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
 
@@ -130,6 +134,7 @@ class ReadinessStream final : public Stream,
   void return_to_selector();
   void make_ready();
   void serve(std::uint32_t events);
+  void note_time(TimePoint began, std::size_t received) noexcept;
   void take_events(std::uint32_t events);
   void receive();
   void notify_writable();
@@ -149,8 +154,9 @@ class ReadinessStream final : public Stream,
   std::size_t recently_moved_ = 0;
   std::size_t recently_received_ = 0;  // of these
   Duration recently_held_ = Duration::zero();
-  int send_error_ = 0;       // to be reported by the next poll()
-  bool registered_ = false;  // the selector knows the descriptor
+  float nanoseconds_per_byte_ = 0;  // of input, in its handler
+  int send_error_ = 0;              // to be reported by the next poll()
+  bool registered_ = false;         // the selector knows the descriptor
   bool connecting_ = false;
   bool receiving_ = true;    // the owner wants input
   bool readable_ = false;    // there may be input that no further event will announce

@@ -192,11 +192,15 @@ void EventLoop::turn(Duration longest_wait) noexcept {
   mailbox_->awake();
   // A full batch may have left somebody unheard, and whoever is busy waits for a turn: all that had
   // arrived when the first of these polls began has been dispatched when there is nobody left. What
-  // has come since may wait for a turn of its own. The bound keeps timers going under any load.
-  if (turns_behind_ == 0) round_began_ = polled;
-  if (!backend_->more_waiting() || ++turns_behind_ == kTurnsBehindMax) {
+  // has come since may wait for a turn of its own. A round ends; batches may be full for ever, and
+  // their bound keeps timers going.
+  if (!behind_) round_began_ = polled;
+  const bool full = backend_->more_waiting();
+  if (full) ++full_turns_;
+  behind_ = backend_->round_under_way() || (full && full_turns_ < kFullTurnsMax);
+  if (!behind_) {
     polled_until_ = round_began_;
-    turns_behind_ = 0;
+    full_turns_ = 0;
   }
 
   for_each_service([](LoopService& service) { service.notify(); });  // 5

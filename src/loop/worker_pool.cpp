@@ -84,7 +84,7 @@ std::size_t WorkerPool::stop(WorkerStop how) {
   unrun.clear();
   for (Entry& waiter : unadmitted) {
     waiter.task = nullptr;
-    run(waiter.admitted);
+    if (waiter.admitted) run(waiter.admitted);
   }
   end_threads();
   return dropped;
@@ -161,11 +161,12 @@ void WorkerPool::work(std::size_t index) noexcept {
     if (queue_.empty() || start_failed_) return;
     Task task = std::move(queue_.front().task);
     queue_.pop_front();
+    const bool lets_one_in = !waiting_.empty();
     Task admitted = admit_next();
     ++counts_.running;
     lock.unlock();
+    if (lets_one_in) work_or_end_.notify_one();  // there is a task that nobody else was woken for
     if (admitted) {
-      work_or_end_.notify_one();  // there is a task that nobody else was woken for
       run(admitted);
       admitted = nullptr;
     }

@@ -477,6 +477,142 @@ TEST_P(SlowHandlers, WhoTookLongOnceIsSoonLikeTheOthers) {
   EXPECT_EQ(served, links.size());
 }
 
+// Q1: a machine that stood still inside of a handler is not held against the connection for long.
+TEST_P(SlowHandlers, ATimeThatWasLostOnceIsSoonForgotten) {
+  const auto slow = make_slow_ones(4, std::chrono::milliseconds(1));
+  Duration lost = std::chrono::seconds(30);
+  std::size_t calls_before = 0;
+  ConnectionCallbacks callbacks;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    in.consume(in.size());
+    calls_before = calls(slow);
+    world.kernel.advance(std::exchange(lost, Duration::zero()));
+  };
+  World::Link quiet = world.connect(std::make_shared<Record>(), std::move(callbacks));
+  learn(slow);
+  int servings = 0;
+  for (bool first = false; !first; ++servings) {
+    ASSERT_LE(servings, 9);
+    ask(slow);
+    write_byte(quiet);
+    const std::size_t calls_of_all = calls(slow);
+    world.settle();
+    first = servings > 0 && calls_before == calls_of_all;
+  }
+}
+
+// T5, Q1: a limit of time does not pass input that waits for a turn, however many have theirs before.
+TEST_P(SlowHandlers, InputThatWaitsBehindManyOfThemIsNoSilence) {
+  constexpr Duration kEach = std::chrono::milliseconds(100);
+  constexpr std::size_t kMany = 40;  // of which each uses up a turn
+  ConnectionLimits limits;
+  limits.idle_timeout = std::chrono::seconds(3);
+  std::vector<World::Link> links;
+  std::vector<std::size_t> asked(kMany, 0);
+  for (std::size_t i = 0; i < kMany; ++i) {
+    auto record = std::make_shared<Record>();
+    ConnectionCallbacks callbacks = World::recording(record);
+    callbacks.on_message = [&, record](TcpConnection&, InputBuffer& in) {
+      record->received += in.take_string();
+      world.kernel.advance(kEach);
+    };
+    links.push_back(world.connect(record, std::move(callbacks), limits));
+  }
+  for (std::size_t turn = 0; turn < 5 * kMany; ++turn) {
+    // Each has the next message under way as soon as it was served.
+    for (std::size_t i = 0; i < kMany; ++i) {
+      if (links[i].record->received.size() < asked[i]) continue;
+      write_byte(links[i]);
+      ++asked[i];
+    }
+    world.loop.step();
+    for (std::size_t i = 0; i < kMany; ++i)
+      ASSERT_EQ(links[i].record->closes, 0) << "connection " << i << ", turn " << turn;
+  }
+}
+
+// Q1: the message behind one that took long has arrived whole, and is not cut into many.
+TEST_P(SlowHandlers, AMessageBehindOneThatTookLongComesInTwoPiecesAtMost) {
+  constexpr std::size_t kMessage = 32 * 1024;
+  std::size_t calls_of_message = 0;
+  std::size_t messages = 0;
+  ConnectionCallbacks callbacks;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    ++calls_of_message;
+    if (in.size() < kMessage) return;
+    in.consume(kMessage);
+    ++messages;
+    world.kernel.advance(std::chrono::milliseconds(10));
+  };
+  World::Link link = world.connect(std::make_shared<Record>(), std::move(callbacks));
+  for (std::size_t round = 1; round <= 8; ++round) {
+    calls_of_message = 0;
+    deliver(link, std::string(kMessage, 'm'));
+    world.settle();
+    EXPECT_EQ(messages, round);
+    if (round > 2) {
+      EXPECT_LE(calls_of_message, 2u);
+    }
+  }
+}
+
+// Q1: a budget that is nearly used up cuts no small message.
+TEST_P(SlowHandlers, ASmallMessageIsNotCutForABudgetThatIsNearlyUsedUp) {
+  std::vector<std::byte> answers(std::size_t{1} << 20);
+  const auto read_answers = [&](const World::Link& link) {
+    while (linux_kernel().recv(link.client.get(), answers.data(), answers.size(), MSG_DONTWAIT) >
+           0) {
+    }
+  };
+  ConnectionCallbacks callbacks;
+  callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+    const std::size_t size = in.size();
+    in.consume(size);
+    peer.send(std::string(size - 8, 'e'));  // 8 bytes of the budget are left
+  };
+  World::Link echo = world.connect(std::make_shared<Record>(), std::move(callbacks));
+  const auto slow = make_slow(kTurnTime / 2);
+  for (int round = 0; round < 4; ++round) {
+    deliver(echo, std::string(kReadBudget, 'x'));
+    deliver(slow->link, "x");
+    world.settle();
+    read_answers(echo);
+  }
+  slow->calls = 0;
+  deliver(echo, std::string(kReadBudget, 'x'));
+  deliver(slow->link, std::string(500, 'm'));
+  world.settle();
+  EXPECT_EQ(slow->calls, 1u);
+}
+
+// Q1: nor one whose answer is large.
+TEST_P(SlowHandlers, ASmallRequestWithALargeAnswerIsNotCut) {
+  std::size_t requests = 0;
+  std::vector<World::Link> links;
+  for (int i = 0; i < 2; ++i) {
+    ConnectionCallbacks callbacks;
+    callbacks.on_message = [&](TcpConnection& peer, InputBuffer& in) {
+      ++requests;
+      in.consume(in.size());
+      peer.send(std::string(60 * 1024, 'a'));
+    };
+    links.push_back(world.connect(std::make_shared<Record>(), std::move(callbacks)));
+  }
+  std::vector<std::byte> answers(std::size_t{1} << 20);
+  for (int round = 0; round < 5; ++round) {
+    requests = 0;
+    for (const World::Link& link : links)
+      deliver(link, std::string(200, 'r'));
+    world.settle();
+    EXPECT_EQ(requests, links.size()) << "each in one piece";
+    for (const World::Link& link : links) {
+      while (linux_kernel().recv(link.client.get(), answers.data(), answers.size(), MSG_DONTWAIT) >
+             0) {
+      }
+    }
+  }
+}
+
 PENSTOCK_ON_EVERY_BACKEND(SlowHandlers);
 
 /// A clock that counts how often it is read.

@@ -3,7 +3,8 @@
 //   - Every split of 13 bytes (4,096), one by one, through an input buffer.
 //   - Every split of whole streams of up to 26 bytes (33,554,432), through an input buffer too. Two
 //     splits that leave codec and buffer in the same state go on alike, so one of them is followed;
-//     how many each stands for is counted, and the sum must be all.
+//     how many each stands for is counted, and the sum must be all. (Nothing so short makes the buffer
+//     grow or shrink; the random splits of long streams do.)
 //   - Every split of longer streams and of damaged ones, by the states of the codec alone.
 //   - Random splits of long streams.
 //

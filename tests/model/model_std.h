@@ -18,7 +18,14 @@
 // clang-format off
 #include <relacy/relacy.hpp>
 // clang-format on
+#ifdef __clang__
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdollar-in-identifier-extension"
 #undef $
+#pragma clang diagnostic pop
+#else
+#undef $
+#endif
 #undef VAR
 #undef VAR_T
 #undef TLS_T
@@ -126,8 +133,10 @@ class mutex {
   rl::mutex mutex_;
 };
 
-/// In place of std::array: of the table of all loops the first two places are enough.
+/// In place of std::array. Of a table of atomics, as that of all loops, the first two places are enough.
 template <class T, size_t kSize>
-class array : public ::std::array<T, kSize <= 2 ? kSize : 2> {};
+class array : public ::std::array<T, kSize> {};
+template <class T, size_t kSize>
+class array<atomic<T>, kSize> : public ::std::array<atomic<T>, 2> {};
 
 }  // namespace model_std

@@ -156,6 +156,7 @@ class DeferringBackend final : public IoBackend {
   bool more_waiting() const override {
     return inner_->more_waiting() || std::ranges::any_of(streams_, &DeferringStream::busy);
   }
+  bool round_under_way() const override { return inner_->round_under_way(); }
   // What was done without an event counts as one, so that nobody takes the loop for idle.
   const IoStatistics& statistics() const override {
     statistics_ = inner_->statistics();

@@ -212,6 +212,10 @@ class IoBackend {
   /// Whether the last poll() may have left events with the kernel, its batch being full.
   virtual bool more_waiting() const = 0;
 
+  /// Whether a round of polls is under way: somebody whose input had come when it began has not had
+  /// a turn yet. A round ends, whatever comes meanwhile. Limits of time wait for that.
+  virtual bool round_under_way() const { return false; }
+
   /// Its counters; read on the loop's thread.
   virtual const IoStatistics& statistics() const = 0;
 
@@ -253,7 +257,8 @@ struct IoOptions {
   /// Bytes that busy connections may move in a turn, received and sent together. A connection is
   /// busy if it moved more than 16 KiB when it was served last, and for a few times more. One busy
   /// connection is served in any case (with at most 64 KiB of input), and so many that a wait has
-  /// something to show for its time: 32 KiB for each connection it finds ready. 0: no bound, and
+  /// something to show for its time: 32 KiB for each connection it finds ready (with poll(2): looks
+  /// at). 0: no bound, and
   /// nobody is busy for what they move.
   std::size_t turn_bytes = std::size_t{128} * 1024;
 
@@ -262,7 +267,7 @@ struct IoOptions {
   /// than fits (1 KiB at least, so that small messages stay whole). A callback that takes longer for
   /// one message cannot be interrupted: offload() takes such work off the loop. A listener accepts
   /// for a quarter of this, and no more than 16. Not below 10 µs for each connection that a wait
-  /// finds ready. Zero or less: no bound, and no clock is read for it.
+  /// finds ready (with poll(2): looks at). Zero or less: no bound, and no clock is read for it.
   Duration turn_time = std::chrono::microseconds(100);
 };
 

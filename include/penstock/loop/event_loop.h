@@ -218,7 +218,7 @@ class EventLoop {
 
   static constexpr std::size_t kTasksPerTurn = 1024;
   static constexpr std::size_t kTimersPerTurn = 1024;
-  static constexpr int kTurnsBehindMax = 32;
+  static constexpr int kFullTurnsMax = 32;
 
   // What escapes a turn (no memory for the loop itself) ends the program.
   void turn(Duration longest_wait) noexcept;
@@ -258,7 +258,8 @@ class EventLoop {
   LatencyHistogram lag_;
   TimePoint polled_until_ = TimePoint::min();
   TimePoint round_began_ = TimePoint::min();  // when the first poll since then did
-  int turns_behind_ = 0;                      // turns since polled_until_ was last moved
+  bool behind_ = false;                       // it could not be moved since
+  int full_turns_ = 0;                        // turns with a full batch, likewise
   std::atomic<std::uint64_t> last_timer_id_{0};
   std::atomic<bool> stop_requested_{false};
   std::atomic<bool> running_{false};
