@@ -8,7 +8,7 @@ to atomics are not among them. Needs strace, valgrind and objdump. README.md say
 
     bench/count.py                                      the bare reference
     bench/count.py --all                                every server that run.py measures, as a table
-    bench/count.py --loops 1 2                          penstock echo with so many loops, as a table
+    bench/count.py --loops 1 2                          Penstock with so many loops, as a table
     bench/count.py -- build/release/bin/penstock echo --listen 127.0.0.1:0
 """
 
@@ -95,7 +95,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description="Count system calls and user instructions per echo.")
     parser.add_argument("command", nargs="*", help="the server's command, after -- (default: the bare reference)")
     parser.add_argument("--all", action="store_true", help="every server that run.py measures, as a table")
-    parser.add_argument("--loops", type=int, nargs="+", default=[], metavar="N", help="penstock echo with so many loops that serve, as a table")
+    parser.add_argument("--loops", type=int, nargs="+", default=[], metavar="N", help="Penstock with so many loops that serve, as a table")
     parser.add_argument("--messages", type=int, nargs=2, default=[20000, 120000], metavar=("FEWER", "MORE"))
     parser.add_argument("--connections", type=int, default=100)
     parser.add_argument("--size", type=int, default=64, metavar="BYTES")
@@ -156,7 +156,8 @@ def print_loops(arguments):
     print("| loops that serve | connections | system calls per message | user instructions per message | locked |\n|---|---|---|---|---|")
     for loops in arguments.loops:
         arguments.connections = each * loops
-        command = [str(arguments.bin.resolve() / "penstock"), "echo", "--listen", "127.0.0.1:0", "--loops", str(loops)]
+        # Undivided: under callgrind all turns are long, and dividing them would change what is counted.
+        command = [str(arguments.bin.resolve() / "bench" / "penstock_echo"), "--listen", "127.0.0.1:0", "--loops", str(loops), "--divided", "no"]
         per_message, instructions, locked = count(arguments, command)
         print(f"| {loops} | {arguments.connections} | {sum(per_message.values()):.2f} | {instructions:,.0f} | {locked:.3f} |", flush=True)
 

@@ -1,10 +1,9 @@
-// Echo served by the library on one loop, with a choice of how the loop divides its time between connections and of what its handler
-// costs: what the benchmark of fairness compares. Otherwise as `penstock echo --loops 0`.
+// Echo served by the library, with a choice of how loops divide their time between connections and of what the handler costs: what the
+// benchmark of fairness compares, and what count.py counts on several loops. Otherwise as `penstock echo`.
 
 #include <time.h>
 
 #include <charconv>
-#include <csignal>
 #include <cstdio>
 #include <string>
 #include <string_view>
@@ -36,9 +35,9 @@ void compute(std::int64_t nanoseconds) {
 }  // namespace
 
 int main(int argument_count, char** arguments) {
-  EventLoopOptions loop_options;
   TcpServerOptions options;
   std::int64_t compute_per_kibibyte = 0;
+  std::int64_t loops = 0;
   bool undivided = false;
   for (int i = 1; i < argument_count; i += 2) {
     const std::string_view name(arguments[i]);
@@ -47,36 +46,30 @@ int main(int argument_count, char** arguments) {
     if (name == "--listen" && !value.empty()) {
       options.listen = value;
     } else if (name == "--backend" && backend) {
-      loop_options.backend = *backend;
+      options.backend = *backend;
     } else if (name == "--divided" && (value == "no" || value == "yes")) {
       undivided = value == "no";
+    } else if (name == "--loops" && read_number(value, loops) && loops <= 64) {
+      options.loops = static_cast<std::size_t>(loops);
     } else if (name != "--compute" || !read_number(value, compute_per_kibibyte)) {
-      std::fprintf(stderr,
-                   "usage: penstock_echo [--listen HOST:PORT] [--backend NAME] [--divided yes|no]\n"
-                   "                     [--compute NANOSECONDS_PER_KIBIBYTE]\n");
+      std::fprintf(
+          stderr,
+          "usage: penstock_echo [--listen HOST:PORT] [--backend NAME] [--loops N]\n"
+          "                     [--divided yes|no] [--compute NANOSECONDS_PER_KIBIBYTE]\n");
       return 2;
     }
   }
-  if (undivided) loop_options.io = {.turn_bytes = 0, .turn_time = Duration::zero()};
-  EventLoop loop(std::move(loop_options));
-  TcpServer server(loop, std::move(options));
+  if (undivided) options.io = {.turn_bytes = 0, .turn_time = Duration::zero()};
+  TcpServer server(std::move(options));
   server.on_message([compute_per_kibibyte](TcpConnection& peer, InputBuffer& in) {
     if (compute_per_kibibyte > 0)
       compute(compute_per_kibibyte * static_cast<std::int64_t>(in.size()) / 1024);
     peer.send(in.take());
   });
-  server.on_stopped([&loop] { loop.stop(); });
-  if (const Result<void> started = server.start(); !started) {
-    std::fprintf(stderr, "penstock_echo: %s\n", started.error().message().c_str());
-    return 1;
-  }
-  if (const Result<void> taken = loop.on_signal(SIGTERM, [&server](int) { server.stop(); });
-      !taken) {
-    std::fprintf(stderr, "penstock_echo: %s\n", taken.error().message().c_str());
-    return 1;
-  }
-  std::printf("listening on %s (backend %s)\n", server.address().to_string().c_str(),
-              std::string(loop.backend_name()).c_str());
-  std::fflush(stdout);
-  return loop.run() ? 0 : 1;
+  server.on_listening([&server] {
+    std::printf("listening on %s (backend %s)\n", server.address().to_string().c_str(),
+                std::string(server.loop().backend_name()).c_str());
+    std::fflush(stdout);
+  });
+  return server.run();
 }
