@@ -232,7 +232,8 @@ std::size_t ReadinessStream::receivable(TurnRoom room) const noexcept {
                               static_cast<double>(recently_received_) / static_cast<double>(moved));
   }
   if (nanoseconds_per_byte_ > 0)
-    size = std::min(size, static_cast<double>(room.time.count()) / double{nanoseconds_per_byte_});
+    size = std::min(
+        size, static_cast<double>(room.time.count()) / static_cast<double>(nanoseconds_per_byte_));
   return std::max(static_cast<std::size_t>(size), kSmallMessages);
 }
 
