@@ -209,7 +209,11 @@ void ReadinessStream::serve(std::uint32_t events) {
   recently_moved_ = std::max(context_.moved_bytes - moved_before, recently_moved_ / 2);
   recently_received_ = std::max(received, recently_received_ / 2);
   recently_held_ /= 2;
-  if (context_.timed) note_time(began, received);
+  if (context_.timed) {
+    note_time(began, received);
+  } else {
+    nanoseconds_per_byte_ = 0;  // turns are short: nobody takes long
+  }
 }
 
 void ReadinessStream::note_time(TimePoint began, std::size_t received) noexcept {

@@ -122,7 +122,7 @@ class ReadinessStream final : public Stream,
   static constexpr std::size_t kLightBytes = 16 * 1024;  // received and sent; above that: busy
   static constexpr std::size_t kSmallMessages = 1024;    // given in one piece, whatever they cost
   static constexpr int kStallMax =
-      16;  // turns' time that is remembered; more is a stall of the machine
+      16;  // in turns' time; what took longer is a stall of the machine
   static constexpr Duration kRetryDelayMin = std::chrono::milliseconds(10);
   static constexpr Duration kRetryDelayMax = std::chrono::seconds(1);
 

@@ -105,8 +105,7 @@ PostResult WorkerPool::try_post(Task&& task) {
       ++counts_.refused;
       return PostResult::full;
     }
-    queue_.emplace_back().task = std::move(task);  // throws, if at all, before it moves
-    note_queued();
+    enqueue(std::move(task));
   }
   work_or_end_.notify_one();
   return PostResult::posted;
@@ -124,11 +123,16 @@ Admission WorkerPool::post_or_wait(Task&& task, Task&& admitted) {
       counts_.waiting_peak = std::max(counts_.waiting_peak, waiting_.size());
       return Admission::waiting;
     }
-    queue_.emplace_back().task = std::move(task);  // throws, if at all, before it moves
-    note_queued();
+    enqueue(std::move(task));
   }
   work_or_end_.notify_one();
   return Admission::posted;
+}
+
+// Under the lock. Throws, if at all, before it moves.
+void WorkerPool::enqueue(Task&& task) {
+  queue_.emplace_back().task = std::move(task);
+  note_queued();
 }
 
 // Under the lock.

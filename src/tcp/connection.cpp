@@ -1237,12 +1237,22 @@ TimePoint TcpConnection::heartbeat_limit() const noexcept {
 
 void TcpConnection::enforce_limit(TimePoint now) {
   if (silence_limit() <= now) enforce_silence(now);
-  if (message_limit() <= now) {
+  if (message_limit() <= now && message_since_ != kNever && more_waits()) {
+    message_since_ = listening_since_ = loop_->now();  // it is we who are slow
+  } else if (message_limit() <= now) {
     const bool first = first_message_limit() <= now;
     conclude_timeout(first ? TimeoutKind::first_message : TimeoutKind::slow_message,
                      Release::reset);
   }
   if (heartbeat_limit() <= now) beat(now);
+}
+
+// Whether more of a message than a dribble is in the kernel already.
+bool TcpConnection::more_waits() const {
+  std::array<std::byte, 1024> next;
+  const ssize_t size = loop_->kernel().recv(stream_->descriptor(), next.data(), next.size(),
+                                            MSG_PEEK | MSG_DONTWAIT);
+  return size == static_cast<ssize_t>(next.size());
 }
 
 void TcpConnection::beat(TimePoint now) {

@@ -556,6 +556,83 @@ TEST_P(SlowHandlers, AMessageBehindOneThatTookLongComesInTwoPiecesAtMost) {
   }
 }
 
+// Q1: what a message cost in long turns is no measure for the time of short ones, when nobody looks
+// at the clock.
+TEST_P(SlowHandlers, WhatAMessageCostOnceDoesNotCutAFloodLater) {
+  Duration takes = std::chrono::milliseconds(1);
+  std::size_t most_at_once = 0;
+  std::size_t received = 0;
+  std::size_t calls_of_flood = 0;
+  ConnectionCallbacks callbacks;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    world.kernel.advance(takes);
+    most_at_once = std::max(most_at_once, in.size());
+    received += in.size();
+    ++calls_of_flood;
+    in.consume(in.size());
+  };
+  World::Link link = world.connect(std::make_shared<Record>(), std::move(callbacks));
+  for (int i = 0; i < 3; ++i) {
+    write_byte(link);
+    world.settle();
+  }
+  takes = Duration::zero();
+  for (int i = 0; i < 30; ++i) {  // short turns, until nobody is timed
+    write_byte(link);
+    world.settle();
+  }
+  received = calls_of_flood = 0;
+  for (int i = 0; i < 16; ++i) {
+    deliver(link, std::string(kReadBudget, 'f'));
+    world.settle();
+  }
+  EXPECT_EQ(received, 16 * kReadBudget);
+  EXPECT_LE(calls_of_flood, 2 * 16u) << "the kernel may hand 64 KiB over in two parts";
+}
+
+// Q1: who has sent a message is not too slow because we read it in pieces.
+TEST_P(SlowHandlers, AMessageThatHasArrivedWholeIsNotTooSlowHoweverLongItsRestWaits) {
+  constexpr std::size_t kMessage = 4 * kReadBudget;
+  const auto slow = make_slow_ones(10, std::chrono::milliseconds(50));
+  ConnectionLimits limits;
+  limits.message_timeout = std::chrono::milliseconds(200);  // of a round of 500
+  auto record = std::make_shared<Record>();
+  ConnectionCallbacks callbacks = World::recording(record);
+  callbacks.message_max = 2 * kMessage;
+  std::size_t pieces = 0;
+  callbacks.on_message = [&](TcpConnection&, InputBuffer& in) {
+    ++pieces;
+    if (in.size() >= kMessage) record->received += in.take_string(kMessage);
+  };
+  World::Link link = world.connect(record, std::move(callbacks), limits);
+  learn(slow);
+  ASSERT_EQ(send_text(linux_kernel(), link.client.get(), std::string(kMessage, 'm')),
+            static_cast<ssize_t>(kMessage));
+  std::vector<std::size_t> asked(slow.size(), 2);
+  for (int turn = 0; turn < 300 && record->received.empty(); ++turn) {
+    for (std::size_t i = 0; i < slow.size(); ++i) {
+      if (slow[i]->received.size() < asked[i]) continue;
+      write_byte(slow[i]->link);
+      ++asked[i];
+    }
+    world.loop.step();
+    ASSERT_EQ(record->closes, 0) << "turn " << turn << ", piece " << pieces;
+  }
+  EXPECT_EQ(record->received.size(), kMessage);
+  EXPECT_GE(pieces, 4u);
+  // The part of one is still too slow, and a little that waits is no excuse.
+  world.settle();
+  deliver(link, std::string(kReadBudget, 'm'));
+  world.settle();
+  for (int i = 0; i < 10 && record->closes == 0; ++i) {
+    world.kernel.advance(std::chrono::milliseconds(100));
+    send_text(linux_kernel(), link.client.get(), "dribble");
+    world.turn(2);
+  }
+  ASSERT_EQ(record->closes, 1);
+  EXPECT_EQ(record->report->timeout, TimeoutKind::slow_message);
+}
+
 // Q1: a budget that is nearly used up cuts no small message.
 TEST_P(SlowHandlers, ASmallMessageIsNotCutForABudgetThatIsNearlyUsedUp) {
   std::vector<std::byte> answers(std::size_t{1} << 20);

@@ -26,6 +26,7 @@ class WakeOnlyBackend : public IoBackend {
   void unwatch(WatchId) override {}
   void poll(TimePoint, TimePoint) override {}
   bool more_waiting() const override { return false; }
+  bool round_under_way() const override { return false; }
   const IoStatistics& statistics() const override { return statistics_; }
 
  private:

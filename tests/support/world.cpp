@@ -57,7 +57,8 @@ void World::settle() {
   for (int quiet = 0; quiet < kQuietTurns;) {
     const std::uint64_t events = loop.statistics().io.events;
     loop.step(std::chrono::milliseconds(1));
-    quiet = loop.statistics().io.events == events ? quiet + 1 : 0;
+    const bool still = loop.statistics().io.events == events && !loop.backend().round_under_way();
+    quiet = still ? quiet + 1 : 0;
   }
 }
 

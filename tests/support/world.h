@@ -77,7 +77,8 @@ class World {
 
   /// Turns the loop until the condition holds; false after forty seconds (which is a failed test).
   [[nodiscard]] bool run_until(const std::function<bool()>& condition);
-  /// Turns the loop, without waiting, until several turns in a row have had no event and the kernel's loopback has nothing under way.
+  /// Turns the loop, without waiting, until several turns in a row have had no event, nobody waits for a turn, and the kernel's loopback
+  /// has nothing under way.
   void settle();
   /// Turns the loop, without waiting, as often as it takes for what is at hand to go `turns` steps
   /// further: once for each on most back-ends, several times on the deferring one. For exactly one

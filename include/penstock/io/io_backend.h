@@ -214,7 +214,7 @@ class IoBackend {
 
   /// Whether a round of polls is under way: somebody whose input had come when it began has not had
   /// a turn yet. A round ends, whatever comes meanwhile. Limits of time wait for that.
-  virtual bool round_under_way() const { return false; }
+  virtual bool round_under_way() const = 0;
 
   /// Its counters; read on the loop's thread.
   virtual const IoStatistics& statistics() const = 0;
@@ -258,8 +258,7 @@ struct IoOptions {
   /// busy if it moved more than 16 KiB when it was served last, and for a few times more. One busy
   /// connection is served in any case (with at most 64 KiB of input), and so many that a wait has
   /// something to show for its time: 32 KiB for each connection it finds ready (with poll(2): looks
-  /// at). 0: no bound, and
-  /// nobody is busy for what they move.
+  /// at). 0: no bound, and nobody is busy for what they move.
   std::size_t turn_bytes = std::size_t{128} * 1024;
 
   /// The same as time: a connection is busy as well if serving it took more than a quarter of this.

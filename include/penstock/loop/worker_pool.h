@@ -99,10 +99,10 @@ class WorkerPool {
   PostResult try_post(Task&& task);
 
   /// Queues the task, or has it wait for room; refused only when the pool has been stopped, and
-  /// `task` and `admitted` are then left as they were. `admitted` (it may be empty) is used for a task that waits: it
-  /// is called once, on any thread, after the task has left the waiting list, to be queued or (by a
-  /// stop) to be destroyed unrun. It must be short; it may come before this call has returned. Who
-  /// calls this bounds how many wait.
+  /// `task` and `admitted` are then left as they were. `admitted`, which may be empty, is used for a
+  /// task that waits: it is called once, on any thread, after the task has left the waiting list, to
+  /// be queued or (by a stop) to be destroyed unrun. It must be short; it may come before this call
+  /// has returned. Who calls this bounds how many wait.
   Admission post_or_wait(Task&& task, Task&& admitted);
 
   /// Its account so far.
@@ -121,6 +121,7 @@ class WorkerPool {
   void work(std::size_t index) noexcept;
   void run(Task& task) noexcept;
   Kernel& kernel() const noexcept;
+  void enqueue(Task&& task);
   void note_queued() noexcept;
   Task admit_next() noexcept;
   void end_threads();

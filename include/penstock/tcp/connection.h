@@ -417,6 +417,7 @@ class TcpConnection final : private StreamHandler,
   void enforce_broken_pause(TimePoint now);
   bool peer_takes_output();
   bool quiet() const;
+  bool more_waits() const;
 
   const ConnectionCallbacks& callbacks() const noexcept;
   const ConnectionLimits& limits() const noexcept;
