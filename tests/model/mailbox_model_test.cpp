@@ -19,7 +19,7 @@
 #include "penstock/loop/mailbox_hooks.h"
 #include "support/wake_only_backend.h"
 
-#define std model_std
+#define std model_std        // NOLINT(readability-identifier-naming)
 #include "loop/mailbox.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef std
 

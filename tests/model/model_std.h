@@ -83,6 +83,8 @@ namespace model_std {
 
 using namespace ::std;  // NOLINT(google-build-using-namespace): what is not declared here
 
+// NOLINTBEGIN(readability-identifier-naming, google-explicit-constructor): they are std's
+
 /// In place of std::atomic. Only what the modelled sources use.
 template <class T>
 class atomic {
@@ -138,5 +140,6 @@ template <class T, size_t kSize>
 class array : public ::std::array<T, kSize> {};
 template <class T, size_t kSize>
 class array<atomic<T>, kSize> : public ::std::array<atomic<T>, 2> {};
+// NOLINTEND(readability-identifier-naming, google-explicit-constructor)
 
 }  // namespace model_std

@@ -14,7 +14,7 @@
 #include "model/search.h"
 #include "penstock/base/assert.h"
 
-#define std model_std
+#define std model_std              // NOLINT(readability-identifier-naming)
 #include "bytes/shared_bytes.cpp"  // NOLINT(bugprone-suspicious-include)
 #undef std
 
@@ -27,14 +27,14 @@ using testing::StartsWith;
 struct Sharers : rl::test_suite<Sharers, 3> {
   static constexpr int kThreads = 3;
   struct Thing : Counted<Thing> {
-    explicit Thing(int& destroyed) : destroyed_(destroyed) {}
+    explicit Thing(int& destroyed) : destroyed_count(destroyed) {}
     ~Thing() {
       for (rl::var<int>& each : left)
         RL_ASSERT(int{each(step("destructor"))} == 1);
-      ++destroyed_;
+      ++destroyed_count;
     }
     rl::var<int> left[kThreads];
-    int& destroyed_;
+    int& destroyed_count;
   };
 
   CountedPtr<Thing> shares[kThreads];

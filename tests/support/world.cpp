@@ -9,7 +9,7 @@ namespace penstock::test {
 namespace {
 
 // Before any test: kBackends names it.
-[[maybe_unused]] const bool custom_backend_is_set = [] {
+[[maybe_unused]] const bool kCustomBackendIsSet = [] {
   set_custom_backend(&make_deferring_backend);
   return true;
 }();

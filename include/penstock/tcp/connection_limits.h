@@ -32,8 +32,9 @@ struct ConnectionLimits {
   /// 10 s for a connection that a server has accepted whose on_message reads frames (message_max),
   /// else no limit.
   std::optional<Duration> first_message_timeout{};
-  /// A message has begun and is not complete: on_message has left input unconsumed. Unset: 30 s,
-  /// where first_message_timeout has a limit when unset.
+  /// A message has begun and is not complete: on_message has left input unconsumed, and less than
+  /// 1 KiB of the rest waits to be read. Unset: 30 s, where first_message_timeout has a limit when
+  /// unset.
   std::optional<Duration> message_timeout{};
   /// Bytes per second at which a message that has begun must arrive on average, from
   /// message_rate_grace on. Unset: 240, likewise.
